@@ -1,0 +1,1 @@
+//! The registry of decorators: one explicit list that validation, `--with`, help and docs read.

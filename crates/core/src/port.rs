@@ -1,0 +1,129 @@
+//! Ports: the traits through which the engine reaches the world. Concrete parts are chosen and
+//! joined in `cli` only.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::id::{AttemptId, RunId};
+use crate::metadata::{NewRun, Record, RunRow, TaskRow};
+use crate::task::{AttemptReport, Cause, Millis, TaskLaunch};
+
+/// A boxed future, so that ports stay object-safe without a runtime in this crate.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Which of a task's streams a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// How firmly to stop a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopSignal {
+    /// SIGTERM: the task may clean up.
+    Terminate,
+    /// SIGKILL.
+    Kill,
+}
+
+/// What a compute layer tells, in the order in which it happened to each attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LayerEvent {
+    /// The layer took the attempt but cannot start it yet, and why.
+    Waiting { id: AttemptId, reason: String },
+    /// On its way (a pod is pulling its image, an interpreter is starting).
+    Starting { id: AttemptId, detail: String },
+    Started { id: AttemptId, pid: Option<u32> },
+    /// Complete lines (without line ends) of one stream, in order. Bytes as the task wrote them.
+    Log { id: AttemptId, stream: Stream, at: Millis, lines: Vec<Vec<u8>> },
+    /// The process is gone and its streams are drained.
+    Finished { id: AttemptId, report: AttemptReport },
+    /// It is not known how the attempt ended; it does not run any more.
+    Lost { id: AttemptId, cause: Cause },
+    /// A line for the user that belongs to no attempt (e.g. why a step is spawned).
+    Notice { text: String },
+    /// The layer cannot go on; every attempt still out is lost.
+    Down { cause: Cause },
+}
+
+/// Where a layer sends its events. Never blocks.
+pub trait EventSink: Send + Sync {
+    fn send(&self, event: LayerEvent);
+}
+
+/// A place where tasks run. `submit` and `stop` return at once; what became of them comes as
+/// events. `Finished` or `Lost` comes exactly once for every submitted attempt.
+pub trait ComputeLayer: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn submit(&self, launch: TaskLaunch);
+    /// Stops attempts; unknown or finished ones are ignored.
+    fn stop(&self, attempts: &[AttemptId], signal: StopSignal);
+    /// Ends the layer: nothing it started is alive when the future completes.
+    fn shut_down(&self) -> Later<'_, ()>;
+    /// How many tasks make sense at once here (local: processors this process may use).
+    fn capacity(&self) -> usize;
+}
+
+/// Why the metadata store did not do as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum MetadataError {
+    /// A run, task or flow that does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// The request breaks a rule (tags); no retry helps.
+    #[error("{0}")]
+    Refused(String),
+    /// The store cannot be read or written (disk full, locked for too long, corrupt).
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Runs and tasks, written by the run's engine and read by everyone. Calls block; the engine
+/// makes them off its event loop.
+pub trait MetadataStore: Send + Sync {
+    /// Registers a run and returns its id.
+    fn create_run(&self, run: &NewRun) -> Result<RunId, MetadataError>;
+    /// Writes a batch in one transaction.
+    fn record(&self, flow: &str, run: &RunId, records: &[Record]) -> Result<(), MetadataError>;
+    /// Says that the engine is alive.
+    fn heartbeat(&self, flow: &str, run: &RunId, at: Millis) -> Result<(), MetadataError>;
+    fn run(&self, flow: &str, run: &RunId) -> Result<RunRow, MetadataError>;
+    /// Newest first.
+    fn runs(&self, flow: &str) -> Result<Vec<RunRow>, MetadataError>;
+    /// Latest attempts, in order of task id.
+    fn tasks(&self, flow: &str, run: &RunId) -> Result<Vec<TaskRow>, MetadataError>;
+    /// Removes, then adds; returns the user tags after it.
+    fn mutate_tags(
+        &self,
+        flow: &str,
+        run: &RunId,
+        add: &[String],
+        remove: &[String],
+    ) -> Result<Vec<String>, MetadataError>;
+}
+
+/// Task logs. One object per attempt that printed anything.
+pub trait LogStore: Send + Sync {
+    /// Appends lines of one attempt's stream; `step` names its folder.
+    fn append(&self, place: &LogPlace, stream: Stream, at: Millis, lines: &[Vec<u8>]) -> Result<(), MetadataError>;
+    /// No more lines for this attempt will come; open handles may go.
+    fn close(&self, place: &LogPlace);
+    /// All lines of an attempt, in the order they were appended.
+    fn read(&self, place: &LogPlace) -> Result<Vec<LogLine>, MetadataError>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LogPlace {
+    pub flow: String,
+    pub run: RunId,
+    pub step: String,
+    pub id: AttemptId,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    pub stream: Stream,
+    pub at: Millis,
+    pub bytes: Vec<u8>,
+}
