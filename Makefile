@@ -1,0 +1,78 @@
+# The names a person and CI use. Everything Rust is built once, in one profile, into CARGO_TARGET_DIR.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/ferroflow/target
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+RELEASE := $(CARGO_TARGET_DIR)/release
+BIN := $(VENV)/bin
+PYTHON_FILES := build_backend.py python tests benches examples
+# The extension is tested from Python: cargo cannot link a test program of it without libpython.
+WORKSPACE := --workspace --exclude ferroflow-python
+
+.PHONY: help demo build develop extension engine test test-rust test-python lint fmt bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(BIN)/python ## Build and install into .venv, then run a flow
+	@echo "Building and installing ferroflow into $(VENV) (the first build takes a few minutes)."
+	@rm -f $(VENV)/develop.stamp && find $(VENV) -name ferroflow_develop.pth -delete && rm -f $(BIN)/metaflow
+	$(BIN)/pip install --quiet --force-reinstall --no-deps .
+	$(BIN)/python examples/hello.py run
+
+build: $(BIN)/python ## Build the wheel into dist/
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls -l dist
+
+develop: $(VENV)/develop.stamp engine extension ## Set .venv up to work on this checkout
+
+engine:
+	cargo build --release --package ferroflow-cli
+	@mkdir -p $(BIN) && ln -sf $(RELEASE)/metaflow $(BIN)/metaflow
+
+# A running Python may have the old file mapped: put the new one beside it and rename.
+extension:
+	cargo build --release --package ferroflow-python
+	@cp $(RELEASE)/lib_native.so python/metaflow/.native.new && mv python/metaflow/.native.new python/metaflow/_native.abi3.so
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; choose one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/develop.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/pip uninstall --quiet --yes ferroflow
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "ferroflow_develop.pth").write_text("$(CURDIR)/python\n")'
+	@touch $@
+
+test: develop ## Run every test; the last line counts them
+	@tests/summary $(BIN)/python "cargo $(WORKSPACE)" "pytest tests"
+
+test-rust: ## Run the Rust tests
+	@tests/summary "" "cargo $(WORKSPACE)"
+
+test-python: develop ## Run the Python tests, end to end ones included
+	@tests/summary $(BIN)/python "pytest tests"
+
+lint: develop ## Check formatting, clippy, ruff and mypy
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+	$(BIN)/mypy
+
+fmt: $(VENV)/develop.stamp ## Format Rust and Python
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only --quiet $(PYTHON_FILES)
+	$(BIN)/ruff format $(PYTHON_FILES)
+
+bench: develop ## Measure beside stock Metaflow; writes docs/benchmarks.md
+	$(BIN)/python benches/macro/bench.py $(BENCH_ARGS)
+
+clean: ## Remove what was built in this checkout (not the shared target folder)
+	rm -rf $(VENV) dist ferroflow.data python/metaflow/_native.abi3.so .mypy_cache .ruff_cache .pytest_cache
