@@ -16,7 +16,6 @@ from maturin import (  # hooks that need nothing of ours
     build_sdist,
     get_requires_for_build_sdist,
     get_requires_for_build_wheel,
-    prepare_metadata_for_build_wheel,
 )
 
 __all__ = [
@@ -29,6 +28,15 @@ __all__ = [
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE / "ferroflow.data" / "scripts"
+
+
+def prepare_metadata_for_build_wheel(
+    metadata_directory: str, config_settings: dict[str, Any] | None = None
+) -> str:
+    """Writes the metadata; maturin insists that the data folder exists by then."""
+    SCRIPTS.mkdir(parents=True, exist_ok=True)
+    folder: str = maturin.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+    return folder
 
 
 def build_wheel(
