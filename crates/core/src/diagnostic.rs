@@ -16,12 +16,7 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A lint finding at a place.
     pub fn lint(message: impl Into<String>, file: &str, line: u32) -> Self {
-        Self {
-            headline: "Validity checker found an issue",
-            message: message.into(),
-            file: Some(file.to_owned()),
-            line,
-        }
+        Self { headline: "Validity checker found an issue", message: message.into(), file: Some(file.to_owned()), line }
     }
 }
 

@@ -84,9 +84,7 @@ impl Transition {
     /// Targets in source order; a step named by two cases of a switch appears once.
     pub fn targets(&self) -> Vec<&str> {
         match self {
-            Self::Linear { target, .. }
-            | Self::Foreach { target, .. }
-            | Self::Parallel { target, .. } => vec![target],
+            Self::Linear { target, .. } | Self::Foreach { target, .. } | Self::Parallel { target, .. } => vec![target],
             Self::Split { targets, .. } => targets.iter().map(String::as_str).collect(),
             Self::Switch { cases, .. } => {
                 let mut seen = Vec::new();

@@ -4,9 +4,11 @@
 
 pub mod decorator;
 pub mod diagnostic;
+pub mod graph;
 pub mod id;
 pub mod ir;
 pub mod metadata;
 pub mod port;
+pub mod run;
 pub mod task;
 pub mod wire;

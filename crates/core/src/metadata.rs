@@ -103,7 +103,11 @@ pub enum Record {
     Task(TaskRecord),
     Metadata(MetadataEntry),
     /// The run is over (or, for `Lost`, found to be over).
-    RunState { state: RunState, cause: Option<Cause>, at: Millis },
+    RunState {
+        state: RunState,
+        cause: Option<Cause>,
+        at: Millis,
+    },
 }
 
 /// A run as read back.

@@ -31,20 +31,44 @@ pub enum StopSignal {
 #[derive(Clone, Debug, PartialEq)]
 pub enum LayerEvent {
     /// The layer took the attempt but cannot start it yet, and why.
-    Waiting { id: AttemptId, reason: String },
+    Waiting {
+        id: AttemptId,
+        reason: String,
+    },
     /// On its way (a pod is pulling its image, an interpreter is starting).
-    Starting { id: AttemptId, detail: String },
-    Started { id: AttemptId, pid: Option<u32> },
+    Starting {
+        id: AttemptId,
+        detail: String,
+    },
+    Started {
+        id: AttemptId,
+        pid: Option<u32>,
+    },
     /// Complete lines (without line ends) of one stream, in order. Bytes as the task wrote them.
-    Log { id: AttemptId, stream: Stream, at: Millis, lines: Vec<Vec<u8>> },
+    Log {
+        id: AttemptId,
+        stream: Stream,
+        at: Millis,
+        lines: Vec<Vec<u8>>,
+    },
     /// The process is gone and its streams are drained.
-    Finished { id: AttemptId, report: AttemptReport },
+    Finished {
+        id: AttemptId,
+        report: AttemptReport,
+    },
     /// It is not known how the attempt ended; it does not run any more.
-    Lost { id: AttemptId, cause: Cause },
+    Lost {
+        id: AttemptId,
+        cause: Cause,
+    },
     /// A line for the user that belongs to no attempt (e.g. why a step is spawned).
-    Notice { text: String },
+    Notice {
+        text: String,
+    },
     /// The layer cannot go on; every attempt still out is lost.
-    Down { cause: Cause },
+    Down {
+        cause: Cause,
+    },
 }
 
 /// Where a layer sends its events. Never blocks.

@@ -125,14 +125,31 @@ pub enum ZygoteRequest {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ZygoteEvent {
     /// `spawn_reason` says, in one line, why tasks of this step are spawned instead of forked.
-    Ready { pid: u32, spawn_reason: Option<String> },
-    Started { attempt: AttemptId, pid: u32 },
+    Ready {
+        pid: u32,
+        spawn_reason: Option<String>,
+    },
+    Started {
+        attempt: AttemptId,
+        pid: u32,
+    },
     /// The task's process was waited for. `leftover` counts processes it left behind.
-    Exited { attempt: AttemptId, exit: ProcessExit, usage: Usage, leftover: u32 },
+    Exited {
+        attempt: AttemptId,
+        exit: ProcessExit,
+        usage: Usage,
+        leftover: u32,
+    },
     /// The task could not be started.
-    StartFailed { attempt: AttemptId, message: String },
+    StartFailed {
+        attempt: AttemptId,
+        message: String,
+    },
     /// Outcome of `Learn`: what is imported now, and what could not be and why.
-    Learned { packages: Vec<String>, refused: Vec<String> },
+    Learned {
+        packages: Vec<String>,
+        refused: Vec<String>,
+    },
 }
 
 /// Task → engine, on the control descriptor; same framing.
@@ -140,8 +157,15 @@ pub enum ZygoteEvent {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum TaskMessage {
     /// User code imported something worth learning; said as it happens.
-    Imported { packages: Vec<String> },
+    Imported {
+        packages: Vec<String>,
+    },
     /// A metadata entry to record for this attempt.
-    Metadata { name: String, value: String },
-    Outcome { outcome: TaskOutcome },
+    Metadata {
+        name: String,
+        value: String,
+    },
+    Outcome {
+        outcome: TaskOutcome,
+    },
 }
