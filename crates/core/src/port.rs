@@ -51,7 +51,10 @@ pub enum LayerEvent {
         at: Millis,
         lines: Vec<Vec<u8>>,
     },
-    /// The process is gone and its streams are drained.
+    /// A metadata entry the task asked to record.
+    Metadata { id: AttemptId, name: String, value: String },
+    /// The process is gone and its streams are drained. Only lines of processes the task left
+    /// behind may still follow, as `Log`.
     Finished {
         id: AttemptId,
         report: AttemptReport,
@@ -74,6 +77,12 @@ pub enum LayerEvent {
 /// Where a layer sends its events. Never blocks.
 pub trait EventSink: Send + Sync {
     fn send(&self, event: LayerEvent);
+
+    /// Completes when there is room for more log lines. A layer waits for it before it reads
+    /// more of a task's output, so that a flood fills the task's pipe and not our memory.
+    fn ready(&self) -> Later<'_, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// A place where tasks run. `submit` and `stop` return at once; what became of them comes as
@@ -81,7 +90,8 @@ pub trait EventSink: Send + Sync {
 pub trait ComputeLayer: Send + Sync {
     fn name(&self) -> &'static str;
     fn submit(&self, launch: TaskLaunch);
-    /// Stops attempts; unknown or finished ones are ignored.
+    /// Stops attempts; unknown or finished ones are ignored. One that was not started yet is
+    /// `Lost` with `CauseKind::Cancelled`.
     fn stop(&self, attempts: &[AttemptId], signal: StopSignal);
     /// Ends the layer: nothing it started is alive when the future completes.
     fn shut_down(&self) -> Later<'_, ()>;
