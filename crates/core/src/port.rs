@@ -51,8 +51,6 @@ pub enum LayerEvent {
         at: Millis,
         lines: Vec<Vec<u8>>,
     },
-    /// A metadata entry the task asked to record.
-    Metadata { id: AttemptId, name: String, value: String },
     /// The process is gone and its streams are drained. Only lines of processes the task left
     /// behind may still follow, as `Log`.
     Finished {
@@ -77,6 +75,12 @@ pub enum LayerEvent {
 /// Where a layer sends its events. Never blocks.
 pub trait EventSink: Send + Sync {
     fn send(&self, event: LayerEvent);
+
+    /// A metadata entry that a task asked to record; comes before the attempt's `Finished`.
+    /// A method and not an event: the run machine has no use for it, only a recorder has.
+    fn metadata(&self, id: AttemptId, name: String, value: String) {
+        let _ = (id, name, value);
+    }
 
     /// Completes when there is room for more log lines. A layer waits for it before it reads
     /// more of a task's output, so that a flood fills the task's pipe and not our memory.
