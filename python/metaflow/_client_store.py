@@ -1,0 +1,116 @@
+"""What the client reads through: the only client module that knows the native reader.
+
+Rows are the JSON shapes of `crates/core/src/metadata.rs` (`RunRow`, `TaskRow`) as dictionaries.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+Row = dict[str, Any]
+
+_open: dict[tuple[str, int], "ClientStore"] = {}
+
+
+def client_store() -> "ClientStore":
+    """The store in force; one reader per folder and process."""
+    from metaflow._client_settings import local_root
+
+    return client_store_at(local_root())
+
+
+def client_store_at(root: str) -> "ClientStore":
+    # A forked child must not share the parent's database connection.
+    key = (root, os.getpid())
+    store = _open.get(key)
+    if store is None:
+        store = _open[key] = ClientStore(root)
+    return store
+
+
+class ClientStore:
+    """Runs, tasks, logs and artifacts of one datastore root. A missing root reads as empty."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._reader: Any = None
+
+    def _metadata(self) -> Any:
+        """The native reader, or nothing while the folder does not exist."""
+        if self._reader is None and os.path.isdir(self.root):
+            from metaflow import _native
+
+            self._reader = _native.Metadata(self.root)
+        return self._reader
+
+    def flows(self) -> list[str]:
+        reader = self._metadata()
+        return list(reader.flows()) if reader else []
+
+    def runs(self, flow: str) -> list[Row]:
+        """Newest first."""
+        reader = self._metadata()
+        return list(reader.runs(flow)) if reader else []
+
+    def run(self, flow: str, run: str) -> Row | None:
+        reader = self._metadata()
+        row: Row | None = reader.run(flow, run) if reader else None
+        return row
+
+    def graph(self, run_row: Row) -> Row:
+        """The flow's description (`ir::Flow`) that the run was started with."""
+        graph: Row = json.loads(run_row["graph"])
+        return graph
+
+    def tasks(self, flow: str, run: str, step: str | None = None) -> list[Row]:
+        """Latest attempts in order of task id; one query."""
+        reader = self._metadata()
+        return list(reader.tasks(flow, run, step)) if reader else []
+
+    def steps(self, flow: str, run: str) -> list[Row]:
+        """`step` and `created_at` of each step that has a task, newest first."""
+        reader = self._metadata()
+        return list(reader.steps(flow, run)) if reader else []
+
+    def task(self, flow: str, run: str, step: str, task: str, attempt: int | None) -> Row | None:
+        """One task's latest attempt, or the attempt asked for."""
+        reader = self._metadata()
+        if not reader or not task.isdecimal():
+            return None
+        if attempt is None:
+            row: Row | None = reader.task(flow, run, int(task))
+        else:
+            rows = reader.attempts(flow, run, int(task))
+            row = next((each for each in rows if each["attempt"] == attempt), None)
+        return row if row is not None and row["step"] == step else None
+
+    def metadata(self, flow: str, run: str, task: int) -> list[Row]:
+        reader = self._metadata()
+        return list(reader.metadata(flow, run, task)) if reader else []
+
+    def mutate_tags(self, flow: str, run: str, add: list[str], remove: list[str]) -> list[str]:
+        return list(self._metadata().mutate_tags(flow, run, add, remove))
+
+    def log_lines(self, flow: str, row: Row, stream: str) -> Iterator[tuple[int, bytes]]:
+        """Milliseconds and bytes of one stream; a clone shows the lines of its origin."""
+        run, task, attempt = data_place(row)
+        reader = self._metadata()
+        for line_stream, at, line in reader.logs(flow, run, row["step"], task, attempt):
+            if line_stream == stream:
+                yield at, line
+
+    def pack(self, flow: str, row: Row) -> Any:
+        """The artifacts of a finished attempt; `FileNotFoundError` when it wrote none."""
+        from metaflow import _artifacts
+
+        run, task, attempt = data_place(row)
+        return _artifacts.InputPack(self.root, flow, run, row["step"], task, attempt)
+
+
+def data_place(row: Row) -> tuple[str, int, int]:
+    """Run, task and attempt whose pack and logs stand for this attempt."""
+    data = row.get("data")
+    if data:
+        return data["run"], data["task"], data["attempt"]
+    return row["run"], row["task"], row["attempt"]
