@@ -43,8 +43,10 @@ class MetaflowObject:
         if not self.is_in_namespace():
             from metaflow.exception import MetaflowNamespaceMismatch
 
-            assert self._namespace is not None
-            raise MetaflowNamespaceMismatch(self._namespace)
+            raise MetaflowNamespaceMismatch(
+                f"{self._KIND} `{self.pathspec}` is not in the namespace `{self._namespace}`; "
+                "`namespace(None)` shows everything"
+            )
 
     def _parsed(self, pathspec: str | None) -> tuple[str, ...]:
         parts = tuple(pathspec.split("/")) if pathspec else ()

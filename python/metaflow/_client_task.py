@@ -11,6 +11,7 @@ from metaflow._client_store import Row
 
 if TYPE_CHECKING:
     from metaflow._client_run import Step
+    from metaflow.exception import MetaflowExceptionWrapper
 
 
 class Metadata(NamedTuple):
@@ -21,21 +22,6 @@ class Metadata(NamedTuple):
     created_at: int
     type: str
     task: "Task"
-
-
-class TaskException:
-    """A user's exception, as it was when the task failed. Its text is the traceback."""
-
-    def __init__(self, recorded: dict[str, str]) -> None:
-        self.type = recorded["type"]
-        self.exception = recorded["message"]
-        self.stacktrace = recorded["traceback"]
-
-    def __str__(self) -> str:
-        return self.stacktrace or f"{self.type}: {self.exception}"
-
-    def __repr__(self) -> str:
-        return f"<TaskException {self.type}: {self.exception}>"
 
 
 class MetaflowData:
@@ -156,14 +142,20 @@ class Task(MetaflowObject):
         return attempt
 
     @property
-    def exception(self) -> TaskException | None:
+    def exception(self) -> "MetaflowExceptionWrapper | None":
         """The exception that made the task fail; `None` if there was none or `@catch` took it."""
         if self._row()["ok"]:
             return None
         pack = self._pack()
         outcome = pack.outcome() if pack is not None else None
         recorded = outcome.get("exception") if outcome else None
-        return TaskException(recorded) if recorded else None
+        if not recorded:
+            return None
+        from metaflow.exception import MetaflowExceptionWrapper
+
+        return MetaflowExceptionWrapper(
+            recorded["message"], type_text=recorded["type"], stacktrace=recorded["traceback"]
+        )
 
     @property
     def index(self) -> int | None:
