@@ -10,5 +10,6 @@ pub mod ir;
 pub mod metadata;
 pub mod port;
 pub mod run;
+pub mod suggestion;
 pub mod task;
 pub mod wire;
