@@ -1,0 +1,58 @@
+//! Checks before anything runs: options that belong to later versions, the flow's graph, its
+//! decorators.
+
+use ferroflow_core::decorator::apply_with;
+use ferroflow_core::graph::Graph;
+
+use crate::context::Context;
+use crate::report::Failure;
+
+/// Refuses metadata stores, datastores and environments that are not in this version.
+pub fn supported(context: &Context) -> Result<(), Failure> {
+    let top = &context.top;
+    let choices = [
+        ("metadata", &top.metadata, &context.config.default_metadata, &["service"][..]),
+        ("datastore", &top.datastore, &context.config.default_datastore, &["s3", "azure", "gs"][..]),
+        ("environment", &top.environment, &context.config.default_environment, &["conda", "pypi", "uv"][..]),
+    ];
+    for (option, typed, configured, later) in choices {
+        let value = typed.as_ref().unwrap_or(configured);
+        if value == "local" {
+            continue;
+        }
+        if later.contains(&value.as_str()) {
+            return Err(Failure::invalid_command(format!(
+                "--{option} {value} is not in this version; use --{option} local"
+            )));
+        }
+        return Err(Failure::usage(format!("Invalid value for '--{option}': '{value}' is not one of 'local', '{}'.", later.join("', '"))));
+    }
+    Ok(())
+}
+
+/// The checked graph of the flow with the decorators of `--with` added.
+pub fn graph_to_run(context: &Context, with: &[String]) -> Result<Graph, Failure> {
+    context.say_bold("Validating your flow...");
+    let mut flow = context.flow.clone();
+    let specs: Vec<String> =
+        with.iter().chain(&context.config.default_decorators).chain(&context.top.with).cloned().collect();
+    apply_with(&mut flow, &specs)?;
+    let graph = Graph::build(flow)?;
+    context.say("    The graph looks good!");
+    graph.check_can_run()?;
+    Ok(graph)
+}
+
+/// `check`: the graph alone.
+pub fn check(context: &Context) -> Result<(), Failure> {
+    context.say_bold("Validating your flow...");
+    let mut flow = context.flow.clone();
+    apply_with(&mut flow, &context.top.with)?;
+    Graph::build(flow)?;
+    context.say("    The graph looks good!");
+    let script = &context.hello.script;
+    context.say(&format!(
+        "\n'python {script} show' shows the flow's steps\n'python {script} run' runs the flow\n'python {script} help' shows all commands"
+    ));
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! `logs`: what tasks printed.
+
+use std::io::{self, Write};
+
+use ferroflow_core::id::AttemptId;
+use ferroflow_core::metadata::{DataRef, TaskRow};
+use ferroflow_core::port::{LogLine, LogPlace, LogStore, Stream};
+use ferroflow_store::LocalLogs;
+use jiff::tz::TimeZone;
+
+use crate::arguments::{LogsOptions, ScrubOptions};
+use crate::context::Context;
+use crate::report::Failure;
+use crate::terminal::local_time;
+
+pub fn logs(context: &Context, options: &LogsOptions) -> Result<(), Failure> {
+    let metadata = context.metadata(false)?;
+    let tasks = super::tasks_at(context, &metadata, &options.path)?;
+    let logs = LocalLogs::open(&context.root);
+    for task in &tasks {
+        eprintln!("Dumping logs of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
+        let lines = logs.read(&place(context, task, options.attempt))?;
+        for (stream, name, wanted) in
+            [(Stream::Stdout, "stdout", options.stdout), (Stream::Stderr, "stderr", options.stderr)]
+        {
+            if wanted {
+                eprintln!("{name}");
+                // A reader that went away (`| head`) wants no more; that is no mistake.
+                if show(&lines, stream, options.timestamps).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        tell_cause(task);
+    }
+    Ok(())
+}
+
+fn show(lines: &[LogLine], stream: Stream, timestamps: bool) -> io::Result<()> {
+    let zone = TimeZone::system();
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for line in lines.iter().filter(|line| line.stream == stream) {
+        if timestamps {
+            write!(out, "{} ", local_time(line.at, &zone))?;
+        }
+        out.write_all(&line.bytes)?;
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+}
+
+/// Why a task ended badly stands below what it printed.
+fn tell_cause(task: &TaskRow) {
+    if let Some(cause) = &task.record.cause {
+        eprintln!("{}: {}", task.record.state.as_str(), cause.text);
+    }
+}
+
+/// A clone's logs are its origin's (difference 5).
+fn place(context: &Context, row: &TaskRow, attempt: Option<u32>) -> LogPlace {
+    let record = &row.record;
+    let here = DataRef { run: row.run.clone(), task: record.task, attempt: record.attempt };
+    let data = record.data.clone().unwrap_or(here);
+    LogPlace {
+        flow: context.flow.name.clone(),
+        run: data.run,
+        step: record.step.to_string(),
+        id: AttemptId { task: data.task, attempt: attempt.unwrap_or(data.attempt) },
+    }
+}
+
+pub fn scrub(_context: &Context, _options: &ScrubOptions) -> Result<(), Failure> {
+    Err(Failure::invalid_command("`logs scrub` is not in this version; delete the task's `.log` file in the datastore instead"))
+}

@@ -1,0 +1,312 @@
+//! From the first action of a run to its last.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferroflow_core::id::{AttemptId, RunId, StepName};
+use ferroflow_core::metadata::{MetadataEntry, Record};
+use ferroflow_core::port::{ComputeLayer, EventSink, Later, LayerEvent, LogPlace, LogStore, MetadataError, MetadataStore};
+use ferroflow_core::run::{Action, Event, Line, Message, Run, RunEnd};
+use ferroflow_core::task::Millis;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::clock;
+use crate::console::{Console, Progress, TaskLabel, Tone};
+use crate::output::{Backlog, Item, Output, size_of};
+use crate::recorder::Recorder;
+
+/// How often a live display is redrawn.
+const REDRAW: Duration = Duration::from_millis(100);
+/// Longest sleep between two looks at the machine's own deadline.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// The concrete parts a run is made of.
+pub struct Parts {
+    pub layer: Arc<dyn ComputeLayer>,
+    pub metadata: Arc<dyn MetadataStore>,
+    pub logs: Arc<dyn LogStore>,
+    pub console: Box<dyn Console>,
+    pub flow: String,
+    pub run: RunId,
+    /// Bytes kept per stream and task.
+    pub max_log_size: u64,
+}
+
+/// `SIGINT` or `SIGTERM`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StopRequest {
+    pub signal: String,
+}
+
+/// The run could not be carried to its end because records or logs could not be written.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unfinished(#[from] pub MetadataError);
+
+/// Where a layer drops its events.
+pub struct Mailbox {
+    sender: UnboundedSender<Letter>,
+    backlog: Arc<Backlog>,
+}
+
+/// The engine's end of a `Mailbox`.
+pub struct Letters {
+    receiver: UnboundedReceiver<Letter>,
+    backlog: Arc<Backlog>,
+}
+
+enum Letter {
+    Event(LayerEvent),
+    Metadata { id: AttemptId, name: String, value: String },
+}
+
+impl Mailbox {
+    pub fn new() -> (Arc<Self>, Letters) {
+        let (sender, receiver) = unbounded_channel();
+        let backlog = Arc::new(Backlog::default());
+        (Arc::new(Self { sender, backlog: backlog.clone() }), Letters { receiver, backlog })
+    }
+}
+
+impl EventSink for Mailbox {
+    fn send(&self, event: LayerEvent) {
+        if let LayerEvent::Log { lines, .. } = &event {
+            self.backlog.add(size_of(lines));
+        }
+        // After the run has ended nobody reads; what comes then is of no interest.
+        let _ = self.sender.send(Letter::Event(event));
+    }
+
+    fn metadata(&self, id: AttemptId, name: String, value: String) {
+        let _ = self.sender.send(Letter::Metadata { id, name, value });
+    }
+
+    fn ready(&self) -> Later<'_, ()> {
+        Box::pin(self.backlog.room())
+    }
+}
+
+/// Runs the machine to its end. Everything is shown, kept and recorded, and the layer is shut
+/// down, when this returns.
+pub async fn drive(
+    parts: Parts,
+    machine: Run,
+    letters: Letters,
+    mut stops: UnboundedReceiver<StopRequest>,
+) -> Result<RunEnd, Unfinished> {
+    let Letters { mut receiver, backlog } = letters;
+    let (failure_sender, mut failures) = unbounded_channel();
+    let wants_progress = parts.console.wants_progress();
+    let output =
+        Output::start(parts.console, parts.logs, parts.max_log_size, backlog, failure_sender.clone());
+    let recorder = Recorder::start(parts.metadata, parts.flow.clone(), parts.run.clone(), failure_sender);
+    let mut driver = Driver {
+        machine,
+        layer: parts.layer.clone(),
+        output,
+        recorder,
+        flow: parts.flow,
+        run: parts.run,
+        labels: Vec::new(),
+        reasons: HashMap::new(),
+        end: None,
+    };
+    let mut redraw = tokio::time::interval(REDRAW);
+    redraw.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let now = clock::now();
+    let first = driver.machine.start(now);
+    driver.carry_out(first, now);
+    let mut failure = None;
+    while driver.end.is_none() && failure.is_none() {
+        let sleep = sleep_until(driver.machine.next_tick());
+        tokio::select! {
+            biased;
+            Some(stop) = stops.recv() => driver.feed(Event::StopRequested { signal: stop.signal }),
+            Some(error) = failures.recv() => failure = Some(error),
+            Some(letter) = receiver.recv() => driver.open(letter),
+            () = tokio::time::sleep(sleep) => driver.feed(Event::Tick),
+            _ = redraw.tick(), if wants_progress => driver.show_progress(),
+        }
+    }
+    // A layer that ends may still tell of its tasks' last lines.
+    parts.layer.shut_down().await;
+    while let Ok(letter) = receiver.try_recv() {
+        driver.take_last(letter);
+    }
+    driver.finish(failure)
+}
+
+/// Time until the machine's deadline, zero when it has passed.
+fn sleep_until(deadline: Option<Millis>) -> Duration {
+    match deadline {
+        Some(at) => Duration::from_millis(u64::try_from(at - clock::now()).unwrap_or(0)).min(LONGEST_SLEEP),
+        None => LONGEST_SLEEP,
+    }
+}
+
+struct Driver {
+    machine: Run,
+    layer: Arc<dyn ComputeLayer>,
+    output: Output,
+    recorder: Recorder,
+    flow: String,
+    run: RunId,
+    /// Step and process of each submitted task, by task id.
+    labels: Vec<Option<(StepName, Option<u32>)>>,
+    reasons: HashMap<StepName, String>,
+    end: Option<RunEnd>,
+}
+
+impl Driver {
+    fn open(&mut self, letter: Letter) {
+        match letter {
+            Letter::Event(event) => self.take(event),
+            Letter::Metadata { id, name, value } => self.record_metadata(id, name, value),
+        }
+    }
+
+    fn record_metadata(&self, id: AttemptId, name: String, value: String) {
+        let Some(Some((step, _))) = self.labels.get(index(id)) else { return };
+        self.recorder.send(Record::Metadata(MetadataEntry {
+            step: step.clone(),
+            task: id.task,
+            attempt: id.attempt,
+            entry_type: name.clone(),
+            name,
+            value,
+            created_at: clock::now(),
+        }));
+    }
+
+    fn take(&mut self, event: LayerEvent) {
+        self.note(&event);
+        match Event::try_from(event) {
+            Ok(event) => {
+                let finished = match &event {
+                    Event::Finished { id, .. } | Event::Lost { id, .. } => Some(*id),
+                    _ => None,
+                };
+                self.feed(event);
+                if let Some(place) = finished.and_then(|id| self.place(id)) {
+                    self.output.send(Item::CloseLog(place));
+                }
+            }
+            Err(event) => self.pass_on(event),
+        }
+    }
+
+    /// Events after the end of the run: only what a user would want to read.
+    fn take_last(&self, letter: Letter) {
+        match letter {
+            Letter::Event(event) => {
+                if let Err(event) = Event::try_from(event) {
+                    self.pass_on(event);
+                }
+            }
+            Letter::Metadata { id, name, value } => self.record_metadata(id, name, value),
+        }
+    }
+
+    fn feed(&mut self, event: Event) {
+        let now = clock::now();
+        let actions = self.machine.on(event, now);
+        self.carry_out(actions, now);
+    }
+
+    /// Remembers what labels and the live display need.
+    fn note(&mut self, event: &LayerEvent) {
+        match event {
+            LayerEvent::Started { id, pid } => {
+                if let Some(Some((step, known))) = self.labels.get_mut(index(*id)) {
+                    *known = *pid;
+                    self.reasons.remove(step);
+                }
+            }
+            LayerEvent::Waiting { id, reason } => {
+                if let Some(Some((step, _))) = self.labels.get(index(*id)) {
+                    self.reasons.insert(step.clone(), reason.clone());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Log lines and notices go straight to the output.
+    fn pass_on(&self, event: LayerEvent) {
+        match event {
+            LayerEvent::Log { id, stream, at, lines } => {
+                if let (Some(place), Some(task)) = (self.place(id), self.label(id)) {
+                    self.output.send(Item::Log { place, task, stream, at, lines });
+                }
+            }
+            LayerEvent::Notice { text } => self.output.send(Item::Notice(text)),
+            _ => {}
+        }
+    }
+
+    fn place(&self, id: AttemptId) -> Option<LogPlace> {
+        let (step, _) = self.labels.get(index(id))?.as_ref()?;
+        Some(LogPlace { flow: self.flow.clone(), run: self.run.clone(), step: step.to_string(), id })
+    }
+
+    fn label(&self, id: AttemptId) -> Option<TaskLabel> {
+        let (step, pid) = self.labels.get(index(id))?.clone()?;
+        Some(TaskLabel { run: self.run.0.clone(), step, task: id.task, pid })
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>, now: Millis) {
+        for action in actions {
+            match action {
+                Action::Submit(launch) => {
+                    let index = index(launch.id);
+                    if self.labels.len() <= index {
+                        self.labels.resize(index + 1, None);
+                    }
+                    self.labels[index] = Some((launch.spec.step.clone(), None));
+                    self.layer.submit(*launch);
+                }
+                Action::Stop { attempts, signal } => self.layer.stop(&attempts, signal),
+                Action::Record(record) => self.recorder.send(*record),
+                Action::Print(message) => self.print(&message, now),
+                Action::Finish(end) => self.end = Some(end),
+            }
+        }
+    }
+
+    fn print(&self, message: &Message, at: Millis) {
+        let task = message.task.as_ref().map(|task| TaskLabel {
+            run: self.run.0.clone(),
+            step: task.step.clone(),
+            task: task.task,
+            pid: task.pid,
+        });
+        let tone = match message.line {
+            Line::TaskStarting | Line::TaskFinished | Line::CloningTask { .. } => Tone::Routine,
+            _ if message.is_bad() => Tone::Bad,
+            _ => Tone::Plain,
+        };
+        for text in message.text().lines() {
+            self.output.send(Item::System { at, task: task.clone(), text: text.to_owned(), tone });
+        }
+    }
+
+    fn show_progress(&self) {
+        let progress = Progress { steps: self.machine.progress(), reasons: self.reasons.clone() };
+        self.output.send(Item::Progress(progress));
+    }
+
+    fn finish(self, failure: Option<MetadataError>) -> Result<RunEnd, Unfinished> {
+        self.output.finish();
+        let recorded = self.recorder.finish();
+        match (failure, recorded, self.end) {
+            (Some(error), _, _) | (None, Err(error), _) => Err(error.into()),
+            (None, Ok(()), Some(end)) => Ok(end),
+            (None, Ok(()), None) => unreachable!("the loop ends with an end or a failure"),
+        }
+    }
+}
+
+fn index(id: AttemptId) -> usize {
+    usize::try_from(id.task.0).unwrap_or(usize::MAX)
+}
