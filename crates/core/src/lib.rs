@@ -7,6 +7,7 @@ pub mod diagnostic;
 pub mod graph;
 pub mod id;
 pub mod ir;
+pub mod lint;
 pub mod metadata;
 pub mod port;
 pub mod run;
