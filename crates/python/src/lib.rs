@@ -1,1 +1,30 @@
-//! python
+//! `metaflow._native`: what the Python SDK needs from Rust. Conversion and error mapping only;
+//! no runtime, and no thread that is alive after a call returned.
+
+mod error;
+mod json;
+mod mapping;
+mod pack;
+mod writer;
+
+use pyo3::prelude::*;
+
+/// Version of this extension; the same as the distribution's.
+#[pyfunction]
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(version, module)?)?;
+    module.add_function(wrap_pyfunction!(json::encode_json, module)?)?;
+    module.add_function(wrap_pyfunction!(json::decode_json, module)?)?;
+    module.add_function(wrap_pyfunction!(pack::load_packs, module)?)?;
+    module.add_class::<mapping::Mapping>()?;
+    module.add_class::<pack::Pack>()?;
+    module.add_class::<writer::PackWriter>()?;
+    module.add_class::<writer::Sink>()?;
+    module.add_class::<writer::ItemsSink>()?;
+    Ok(())
+}

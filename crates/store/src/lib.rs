@@ -1,1 +1,18 @@
-//! store
+//! Where runs leave what they made: packs, blobs and logs under one root, and run metadata in
+//! SQLite beside them. What a task may or may not write, and when, is decided elsewhere.
+
+pub mod blob;
+pub mod error;
+pub mod identity;
+pub mod location;
+pub mod log;
+pub mod objects;
+pub mod pack;
+mod parallel_hash;
+pub mod read;
+pub mod sqlite;
+mod verified;
+
+pub use error::StoreError;
+pub use identity::engine_identity_of_this_process;
+pub use location::{Datastore, PackPlace};
