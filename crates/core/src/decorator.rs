@@ -37,7 +37,9 @@ pub enum Availability {
     /// Concerns deployments only: accepted, without effect on a local run.
     NoEffectLocally,
     /// Refused when the flow is run; the text says what to do instead.
-    Later { instead: &'static str },
+    Later {
+        instead: &'static str,
+    },
 }
 
 /// One attribute; `default` is JSON.
@@ -68,43 +70,16 @@ const fn attribute(
     AttributeSpec { name, value_type, default, doc }
 }
 
-const fn now(
-    name: &'static str,
-    doc: &'static str,
-    attributes: &'static [AttributeSpec],
-) -> DecoratorSpec {
-    DecoratorSpec {
-        name,
-        kind: DecoratorKind::Step,
-        availability: Availability::Now,
-        doc,
-        attributes,
-    }
+const fn now(name: &'static str, doc: &'static str, attributes: &'static [AttributeSpec]) -> DecoratorSpec {
+    DecoratorSpec { name, kind: DecoratorKind::Step, availability: Availability::Now, doc, attributes }
 }
 
-const fn later(
-    name: &'static str,
-    kind: DecoratorKind,
-    doc: &'static str,
-    instead: &'static str,
-) -> DecoratorSpec {
-    DecoratorSpec {
-        name,
-        kind,
-        availability: Availability::Later { instead },
-        doc,
-        attributes: &[],
-    }
+const fn later(name: &'static str, kind: DecoratorKind, doc: &'static str, instead: &'static str) -> DecoratorSpec {
+    DecoratorSpec { name, kind, availability: Availability::Later { instead }, doc, attributes: &[] }
 }
 
 const fn no_effect(name: &'static str, doc: &'static str) -> DecoratorSpec {
-    DecoratorSpec {
-        name,
-        kind: DecoratorKind::Flow,
-        availability: Availability::NoEffectLocally,
-        doc,
-        attributes: &[],
-    }
+    DecoratorSpec { name, kind: DecoratorKind::Flow, availability: Availability::NoEffectLocally, doc, attributes: &[] }
 }
 
 use DecoratorKind::{Flow, Step};
@@ -182,12 +157,7 @@ pub static DECORATORS: &[DecoratorSpec] = &[
         "Run the step again when it fails.",
         &[
             attribute("times", "int", "3", "Attempts beyond the first, at most 4."),
-            attribute(
-                "minutes_between_retries",
-                "float",
-                "2",
-                "Pause before a retry; remote tasks only.",
-            ),
+            attribute("minutes_between_retries", "float", "2", "Pause before a retry; remote tasks only."),
         ],
     ),
     later(
@@ -217,12 +187,7 @@ pub static DECORATORS: &[DecoratorSpec] = &[
         "Call functions when the run is over.",
         "call them from the shell, after the flow's exit code, and remove it",
     ),
-    later(
-        "project",
-        Flow,
-        "Give the flow's deployments a common name space.",
-        "remove it, and mark runs with --tag",
-    ),
+    later("project", Flow, "Give the flow's deployments a common name space.", "remove it, and mark runs with --tag"),
     later(
         "pypi_base",
         Flow,

@@ -31,10 +31,8 @@ fn check_step(step: &Step, found: &mut Vec<Diagnostic>) {
         };
         let repeated = step.decorators[..index].iter().any(|d| d.name == decorator.name);
         if repeated && spec.name != "card" {
-            let message = format!(
-                "Step `{}` has the decorator @{} more than once; keep one of them.",
-                step.name, spec.name
-            );
+            let message =
+                format!("Step `{}` has the decorator @{} more than once; keep one of them.", step.name, spec.name);
             found.push(place.finding("Duplicate decorators", message));
         }
         if spec.availability == Availability::Now {
@@ -153,9 +151,7 @@ fn wrong_retry(place: &Place) -> Option<Diagnostic> {
     let value = place.attribute("minutes_between_retries")?;
     let bad = number(value).is_none_or(|n| n < 0.0);
     bad.then(|| {
-        place.wrong(format!(
-            "@retry of step `{step}`: `minutes_between_retries` must be 0 or more, not {value}."
-        ))
+        place.wrong(format!("@retry of step `{step}`: `minutes_between_retries` must be 0 or more, not {value}."))
     })
 }
 
@@ -176,15 +172,13 @@ fn wrong_catch(place: &Place) -> Option<Diagnostic> {
         let name = value.as_str().unwrap_or_default();
         let begins = name.starts_with(|c: char| c.is_alphabetic() || c == '_');
         if !begins || !name.chars().all(|c| c.is_alphanumeric() || c == '_') {
-            return Some(place.wrong(format!(
-                "@catch of step `{step}`: `var` must be the name of an artifact, not {value}."
-            )));
+            return Some(
+                place.wrong(format!("@catch of step `{step}`: `var` must be the name of an artifact, not {value}.")),
+            );
         }
     }
     let value = place.attribute("print_exception").filter(|value| !value.is_boolean())?;
-    Some(place.wrong(format!(
-        "@catch of step `{step}`: `print_exception` must be true or false, not {value}."
-    )))
+    Some(place.wrong(format!("@catch of step `{step}`: `print_exception` must be true or false, not {value}.")))
 }
 
 fn wrong_timeout(place: &Place) -> Option<Diagnostic> {
@@ -192,16 +186,12 @@ fn wrong_timeout(place: &Place) -> Option<Diagnostic> {
     for name in ["seconds", "minutes", "hours"] {
         let Some(value) = place.attribute(name) else { continue };
         if number(value).is_none_or(|n| n < 0.0) {
-            return Some(place.wrong(format!(
-                "@timeout of step `{step}`: `{name}` must be 0 or more, not {value}."
-            )));
+            return Some(place.wrong(format!("@timeout of step `{step}`: `{name}` must be 0 or more, not {value}.")));
         }
     }
     let total = super::duration(&place.decorator.attributes);
     (total <= 0.0).then(|| {
-        place.wrong(format!(
-            "@timeout of step `{step}`: Specify a duration: seconds, minutes or hours above 0."
-        ))
+        place.wrong(format!("@timeout of step `{step}`: Specify a duration: seconds, minutes or hours above 0."))
     })
 }
 
@@ -215,9 +205,7 @@ fn wrong_environment(place: &Place) -> Option<Diagnostic> {
         )));
     };
     let bad = vars.keys().find(|name| name.is_empty() || name.contains(['=', '\0']))?;
-    Some(place.wrong(format!(
-        "@environment of step `{step}`: `{bad}` cannot be the name of an environment variable."
-    )))
+    Some(place.wrong(format!("@environment of step `{step}`: `{bad}` cannot be the name of an environment variable.")))
 }
 
 fn wrong_resources(place: &Place) -> Option<Diagnostic> {
@@ -225,17 +213,15 @@ fn wrong_resources(place: &Place) -> Option<Diagnostic> {
     for name in ["cpu", "memory", "disk", "shared_memory"] {
         let Some(value) = place.attribute(name) else { continue };
         if number(value).is_none_or(|n| n <= 0.0) {
-            return Some(place.wrong(format!(
-                "@resources of step `{step}`: `{name}` must be a number above 0, not {value}."
-            )));
+            return Some(
+                place.wrong(format!("@resources of step `{step}`: `{name}` must be a number above 0, not {value}.")),
+            );
         }
     }
     let value = place.attribute("gpu")?;
     let bad = number(value).is_none_or(|n| n < 0.0 || n.fract() != 0.0);
     bad.then(|| {
-        place.wrong(format!(
-            "@resources of step `{step}`: `gpu` must be a whole number, 0 or more, not {value}."
-        ))
+        place.wrong(format!("@resources of step `{step}`: `gpu` must be a whole number, 0 or more, not {value}."))
     })
 }
 
@@ -251,15 +237,10 @@ pub(crate) fn unavailable(flow: &Flow) -> Option<Diagnostic> {
             return Some(Diagnostic { headline: "Not in this version", message, file, line });
         }
     }
-    flow.steps.iter().flat_map(|step| step.decorators.iter().map(move |d| (step, d))).find_map(
-        |(step, decorator)| {
-            let spec = find(DecoratorKind::Step, &decorator.name)?;
-            let Availability::Later { instead } = spec.availability else { return None };
-            let message = format!(
-                "Decorator @{} of step `{}` is not in this version: {instead}.",
-                spec.name, step.name
-            );
-            Some(Place { decorator, step }.finding("Not in this version", message))
-        },
-    )
+    flow.steps.iter().flat_map(|step| step.decorators.iter().map(move |d| (step, d))).find_map(|(step, decorator)| {
+        let spec = find(DecoratorKind::Step, &decorator.name)?;
+        let Availability::Later { instead } = spec.availability else { return None };
+        let message = format!("Decorator @{} of step `{}` is not in this version: {instead}.", spec.name, step.name);
+        Some(Place { decorator, step }.finding("Not in this version", message))
+    })
 }

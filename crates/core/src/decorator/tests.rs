@@ -153,8 +153,7 @@ fn catch_values_and_places() {
         "@catch of step `train`: `print_exception` must be true or false, not \"no\"."
     );
     let mut splitting = step("train", vec![decorator("catch", json!({}))]);
-    splitting.transition =
-        Some(Transition::Foreach { target: "x".into(), variable: "v".into(), line: 9 });
+    splitting.transition = Some(Transition::Foreach { target: "x".into(), variable: "v".into(), line: 9 });
     assert_eq!(
         check(&flow(vec![splitting.clone()]))[0].message,
         "@catch cannot stand on step `train`, which ends with a foreach: were it to fail, nobody \
@@ -211,20 +210,10 @@ fn with_is_parsed_as_documented() {
         parsed("retry:times=2,minutes_between_retries=0.5").1,
         json!({"times": 2, "minutes_between_retries": 0.5})
     );
-    assert_eq!(
-        parsed(r#"environment:vars={"A":"x,y","B":2}"#).1,
-        json!({"vars": {"A": "x,y", "B": 2}})
-    );
-    assert_eq!(
-        parsed(r#"environment:vars={\"A\":1}"#).1,
-        json!({"vars": {"A": 1}}),
-        "quotes may be escaped"
-    );
+    assert_eq!(parsed(r#"environment:vars={"A":"x,y","B":2}"#).1, json!({"vars": {"A": "x,y", "B": 2}}));
+    assert_eq!(parsed(r#"environment:vars={\"A\":1}"#).1, json!({"vars": {"A": 1}}), "quotes may be escaped");
     assert_eq!(parsed("kubernetes:image=a:b,c,cpu= 3").1, json!({"image": "a:b,c", "cpu": 3}));
-    assert_eq!(
-        parsed("x:a=true,b=.5,c=+4,d=None").1,
-        json!({"a": true, "b": 0.5, "c": 4, "d": "None"})
-    );
+    assert_eq!(parsed("x:a=true,b=.5,c=+4,d=None").1, json!({"a": true, "b": 0.5, "c": 4, "d": "None"}));
 }
 
 #[test]
@@ -241,10 +230,7 @@ fn a_malformed_with_says_what_to_write() {
 
 #[test]
 fn with_goes_to_steps_that_lack_the_decorator() {
-    let mut f = flow(vec![
-        step("a", vec![]),
-        step("b", vec![decorator("retry", json!({"times": 0}))]),
-    ]);
+    let mut f = flow(vec![step("a", vec![]), step("b", vec![decorator("retry", json!({"times": 0}))])]);
     let specs = ["retry:times=4".to_owned(), "retry:times=1".to_owned(), "catch".to_owned()];
     apply_with(&mut f, &specs).expect("known decorators");
     assert_eq!(f.steps[0].decorators.len(), 2);
@@ -258,16 +244,18 @@ fn with_refuses_unknown_and_flow_decorators() {
     let error = apply_with(&mut flow(vec![]), &["cach".into()]).expect_err("unknown");
     assert_eq!(error.headline, "Unknown step decorator");
     assert!(
-        error.message.starts_with(
-            "--with cach: there is no step decorator @cach. Did you mean @catch? Step decorators:"
-        ),
+        error
+            .message
+            .starts_with("--with cach: there is no step decorator @cach. Did you mean @catch? Step decorators:"),
         "{}",
         error.message
     );
     let error = apply_with(&mut flow(vec![]), &["schedule".into()]).expect_err("of the flow");
-    assert!(error.message.starts_with(
-        "@schedule is a decorator of the flow; it cannot stand on a step or be given with --with."
-    ));
+    assert!(
+        error
+            .message
+            .starts_with("@schedule is a decorator of the flow; it cannot stand on a step or be given with --with.")
+    );
 }
 
 #[test]
@@ -303,16 +291,10 @@ fn policies_hold_what_the_engine_needs() {
     ));
     assert_eq!(policy.time_limit, Some(65.0));
     let expected = [("A", "x"), ("B", "2"), ("C", "True"), ("D", "None")];
-    assert_eq!(
-        policy.environment,
-        expected.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
-    );
+    assert_eq!(policy.environment, expected.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect());
     let names: Vec<_> = policy.decorators.iter().map(|d| d.name.as_str()).collect();
     assert_eq!(names, ["timeout", "environment"], "only what acts in this version");
-    assert_eq!(
-        Value::Object(policy.decorators[0].attributes.clone()),
-        json!({"seconds": 5, "minutes": 1, "hours": 0})
-    );
+    assert_eq!(Value::Object(policy.decorators[0].attributes.clone()), json!({"seconds": 5, "minutes": 1, "hours": 0}));
 }
 
 #[test]

@@ -46,9 +46,7 @@ pub fn apply_with(flow: &mut ir::Flow, specs: &[String]) -> Result<(), Diagnosti
 fn syntax(text: &str, problem: &str) -> Diagnostic {
     Diagnostic {
         headline: "Syntax error",
-        message: format!(
-            "--with `{text}`: {problem}. Write --with name or --with name:attribute=value,…"
-        ),
+        message: format!("--with `{text}`: {problem}. Write --with name or --with name:attribute=value,…"),
         file: None,
         line: 0,
     }

@@ -80,6 +80,7 @@ pub enum Line {
         tasks: usize,
         seconds: u64,
     },
+    FlushingLogs,
     Done,
     Progress(Progress),
 }
@@ -185,6 +186,7 @@ impl fmt::Display for Line {
                 "Killing {tasks} remaining tasks after having waited for {seconds} seconds -- \
                  some tasks may not exit cleanly"
             ),
+            Self::FlushingLogs => f.write_str("Flushing logs..."),
             Self::Done => f.write_str("Done!"),
             Self::Progress(progress) => progress.fmt(f),
         }

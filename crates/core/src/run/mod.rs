@@ -2,17 +2,33 @@
 //! world come in as arguments; what is to be done goes out as `Action`s in the order in which
 //! they are to be carried out. No I/O, no clock, no threads in this folder.
 
+mod advance;
+mod frames;
+mod invariants;
 mod message;
+mod outcome;
+mod queue;
+mod resume;
+mod stop;
+mod tasks;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::graph::Graph;
-use crate::id::{AttemptId, RunId, StepName, TaskId};
-use crate::metadata::{Record, RunState, TaskRow};
+use crate::id::{AttemptId, PARAMETERS_STEP, PARAMETERS_TASK, RunId, StepName, TaskId};
+use crate::metadata::{Record, RunState, TaskRecord, TaskRow};
 use crate::port::{LayerEvent, StopSignal};
-use crate::task::{AttemptReport, Cause, Millis, StoreLocation, TaskLaunch};
+use crate::task::{AttemptReport, AttemptState, Cause, InputRef, Millis, StoreLocation, TaskLaunch};
+use frames::{Frames, Place};
+use queue::{Inputs, Queue, Ready};
+use resume::{Cloning, OriginParameters, Runs};
+use stop::Stopping;
+use tasks::Active;
 
 pub use message::{Line, Message, Progress, StepProgress, TaskName};
+pub use outcome::signal_name;
+pub use stop::{PROGRESS_INTERVAL, STOP_GRACE};
 
 /// What holds for the whole run.
 #[derive(Clone, Debug)]
@@ -134,44 +150,177 @@ pub struct FailedTask {
 pub struct Run {
     graph: Arc<Graph>,
     settings: RunSettings,
-    resume: Option<ResumePlan>,
-    ended: bool,
+    phase: Phase,
+    runs: Runs,
+    origin_run: Option<RunId>,
+    /// The attempt that holds parameters and constants.
+    parameters: InputRef,
+    origin_parameters: Option<OriginParameters>,
+    /// Task 0 is `_parameters`.
+    next_task: u64,
+    queue: Queue,
+    frames: Frames,
+    active: BTreeMap<TaskId, Active>,
+    /// When attempts are killed for running past their `@timeout`.
+    backstops: BTreeSet<(Millis, AttemptId)>,
+    /// By step.
+    counts: Vec<Counts>,
+    end_reached: bool,
+    /// When the next progress report is due.
+    report_at: Millis,
+}
+
+enum Phase {
+    New,
+    Cloning(Cloning),
+    Running,
+    Stopping(Stopping),
+    Ended,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Counts {
+    queued: u64,
+    starting: u64,
+    running: u64,
+    done: u64,
+    failed: u64,
 }
 
 impl Run {
-    /// `Err` when the resume plan does not fit the flow (unknown step to run again from).
-    pub fn new(graph: Arc<Graph>, settings: RunSettings, resume: Option<ResumePlan>) -> Result<Self, String> {
-        Ok(Self { graph, settings, resume, ended: false })
+    /// `Err` when the resume plan does not fit the flow: an unknown step to run again from, or an
+    /// origin without parameters.
+    pub fn new(graph: Arc<Graph>, mut settings: RunSettings, resume: Option<ResumePlan>) -> Result<Self, String> {
+        settings.max_workers = settings.max_workers.max(1);
+        let mut runs = Runs::new(settings.run.clone());
+        let mut parameters = InputRef {
+            run: settings.run.clone(),
+            step: StepName::from(PARAMETERS_STEP),
+            tasks: vec![(PARAMETERS_TASK, PARAMETERS_TASK, 0)],
+        };
+        let mut phase = Phase::New;
+        let mut origin_parameters = None;
+        let origin_run = resume.as_ref().map(|plan| plan.origin_run.clone());
+        if let Some(plan) = resume {
+            let (cloning, origin) = resume::prepare(&graph, settings.max_num_splits, plan, &mut runs)?;
+            parameters = origin.input.clone();
+            origin_parameters = Some(origin);
+            phase = Phase::Cloning(cloning);
+        }
+        let counts = vec![Counts::default(); graph.steps.len()];
+        Ok(Self {
+            graph,
+            settings,
+            phase,
+            runs,
+            origin_run,
+            parameters,
+            origin_parameters,
+            next_task: 1,
+            queue: Queue::default(),
+            frames: Frames::default(),
+            active: BTreeMap::new(),
+            backstops: BTreeSet::new(),
+            counts,
+            end_reached: false,
+            report_at: 0,
+        })
     }
 
     /// The first actions: `Workflow starting`, the record of `_parameters`, clones, submits.
     pub fn start(&mut self, now: Millis) -> Vec<Action> {
-        let _ = (now, &self.graph, &self.settings, &self.resume);
-        Vec::new()
+        let mut out = Vec::new();
+        self.report_at = now + stop::PROGRESS_INTERVAL;
+        let run = self.settings.run.clone();
+        out.push(Action::Print(Message::run(Line::WorkflowStarting { run })));
+        if let Some(origin) = self.origin_run.clone() {
+            let flow = self.settings.flow.clone();
+            out.push(Action::Print(Message::run(Line::CloningRun { flow, origin })));
+        }
+        out.push(Action::Record(Box::new(Record::Task(self.parameters_record(now)))));
+        let first = Ready { step: self.graph.start, place: Place::OUTSIDE, iteration: 0, inputs: Inputs::None };
+        match &mut self.phase {
+            Phase::Cloning(cloning) => {
+                cloning.waiting.push(first);
+                self.clone_portion(now, &mut out);
+            }
+            _ => {
+                self.phase = Phase::Running;
+                self.counts[first.step].queued += 1;
+                self.queue.push(first);
+            }
+        }
+        self.go_on(now, &mut out);
+        out
     }
 
     /// Takes an event; events of unknown or finished attempts are ignored.
     pub fn on(&mut self, event: Event, now: Millis) -> Vec<Action> {
-        let _ = (event, now);
-        Vec::new()
+        let mut out = Vec::new();
+        let out = &mut out;
+        match event {
+            Event::Waiting { id, reason } => self.waiting(id, reason, now, out),
+            Event::Starting { id, .. } => self.starting(id, now, out),
+            Event::Started { id, pid } => self.started(id, pid, now, out),
+            Event::Finished { id, report } => self.finished(id, &report, now, out),
+            Event::Lost { id, cause } => self.lost(id, cause, now, out),
+            Event::Down { cause } => self.down(&cause, now, out),
+            Event::StopRequested { signal } => self.stop_requested(signal, now, out),
+            Event::Tick => self.tick(now, out),
+        }
+        if matches!(self.phase, Phase::Cloning(_)) {
+            self.clone_portion(now, out);
+            self.go_on(now, out);
+        }
+        std::mem::take(out)
     }
 
-    /// When the machine wants its next `Tick` at the latest; `None` once the run is over. May lie
-    /// in the past (a large resume clones in portions): tick at once then.
+    /// When the machine wants its next `Tick` at the latest, if time alone can change anything. May
+    /// lie in the past (a large resume clones in portions): tick at once then.
     pub fn next_tick(&self) -> Option<Millis> {
-        None
+        self.next_deadline()
     }
 
     /// Whether `Finish` was returned.
     pub fn has_ended(&self) -> bool {
-        self.ended
+        matches!(self.phase, Phase::Ended)
     }
 
-    /// How far each step is, in order of the flow; for a live display.
+    /// How far each step is, in topological order; for a live display.
     pub fn progress(&self) -> Vec<StepProgress> {
-        Vec::new()
+        let progress = |(index, counts): (usize, &Counts)| StepProgress {
+            step: self.graph.steps[index].name.clone(),
+            queued: counts.queued,
+            starting: counts.starting,
+            running: counts.running,
+            done: counts.done,
+            failed: counts.failed,
+        };
+        self.counts.iter().enumerate().map(progress).collect()
     }
 
-    /// Walks every cross-index and panics on the first that does not hold.
-    pub fn check_invariants(&self) {}
+    fn parameters_record(&self, now: Millis) -> TaskRecord {
+        let origin = self.origin_parameters.as_ref();
+        TaskRecord {
+            step: StepName::from(PARAMETERS_STEP),
+            task: PARAMETERS_TASK,
+            attempt: 0,
+            state: AttemptState::Done,
+            cause: None,
+            foreach_path: Vec::new(),
+            iteration: 0,
+            num_splits: None,
+            targets: vec![self.graph.steps[self.graph.start].name.clone()],
+            created_at: now,
+            started_at: Some(now),
+            finished_at: Some(now),
+            ok: Some(true),
+            success: Some(true),
+            usage: None,
+            pid: None,
+            layer: self.settings.layer.clone(),
+            data: origin.map(|o| o.data.clone()),
+            origin: origin.map(|o| o.origin.clone()),
+        }
+    }
 }
