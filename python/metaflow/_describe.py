@@ -205,7 +205,7 @@ def _check(parameter: Parameter) -> None:
         problem = f"parameter `{name}` needs a name that can be an option: use letters and dashes"
     elif name.replace("_", "-") in RESERVED_NAMES:
         problem = (
-            f"the name of parameter `{name}` is a reserved word, an option of `run`: rename it"
+            f"parameter `{name}` has a reserved word for its name, an option of `run`: rename it"
         )
     elif parameter.separator is not None and kind_of(parameter) != "str":
         problem = (
