@@ -140,17 +140,17 @@ def _move(descriptor: int, lowest: int) -> int:
 def reopen_streams() -> None:
     """Standard streams that keep no complete line to themselves. The objects stay the same:
     a logging handler made by the flow's import holds on to them."""
-    sys.__stdout__ = _reopened(sys.__stdout__, 1, "<stdout>")
-    sys.__stderr__ = _reopened(sys.__stderr__, 2, "<stderr>")
+    sys.__stdout__ = _reopened(sys.__stdout__, 1, "<stdout>")  # type: ignore[misc]
+    sys.__stderr__ = _reopened(sys.__stderr__, 2, "<stderr>")  # type: ignore[misc]
     sys.stdout = sys.stdout or sys.__stdout__
     sys.stderr = sys.stderr or sys.__stderr__
 
 
 def _reopened(stream: Any, descriptor: int, name: str) -> Any:
     raw = OutputFile(descriptor, "wb", closefd=False)
-    raw.name = name  # type: ignore[misc]
+    raw.name = name
     if type(stream) is not io.TextIOWrapper:
-        return io.TextIOWrapper(raw, newline="\n", line_buffering=True)  # type: ignore[type-var]
+        return io.TextIOWrapper(raw, newline="\n", line_buffering=True)
     stream.__init__(  # type: ignore[misc]
         raw,
         encoding=stream.encoding,

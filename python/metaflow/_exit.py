@@ -35,9 +35,7 @@ def _join_threads() -> None:
         return
     try:
         threading._shutdown()
-    except BaseException:
-        # Errors of functions that libraries registered for this moment; CPython reports them
-        # and goes on.
+    except BaseException:  # noqa: BLE001 - like CPython, which reports it and goes on
         sys.excepthook(*sys.exc_info())
 
 

@@ -37,8 +37,7 @@ class Helper:
     def answer(self, request: Message) -> Message:
         try:
             result, error = self._result_of(request)
-        except Exception as problem:
-            # A request that fails must be answered; the error goes to the user in full.
+        except Exception as problem:  # noqa: BLE001 - told to the user in full
             return {"error": error_from(problem)}
         return {"error": error} if error is not None else {"ok": result}
 
@@ -87,8 +86,7 @@ def dump(store: Message, request: Message) -> Message:
                 values[task["pathspec"]] = dumped.values(errors)
             else:
                 lines += dumped.lines(errors)
-        except Exception as problem:
-            # One unreadable task must not hide the others.
+        except Exception as problem:  # noqa: BLE001 - must not hide the other tasks
             errors.append(f"{task['pathspec']}: {problem}")
     if request["file"]:
         _write_pickle(request["file"], values)
@@ -119,8 +117,7 @@ class _Task:
         for name in self._names:
             try:
                 found[name] = self._pack.get(name)
-            except Exception as problem:
-                # Unpickling may raise anything.
+            except Exception as problem:  # noqa: BLE001 - unpickling may raise anything
                 errors.append(f"{self._pathspec}: {problem}")
         return found
 
@@ -131,11 +128,10 @@ class _Task:
         info = self._pack.info(name)
         size = int(info["size"])
         text = "< artifact too large >"
-        if 0 < self._limit and size <= self._limit:
+        if self._limit > 0 and size <= self._limit:
             try:
                 text = str(self._pack.get(name))
-            except Exception as problem:
-                # Unpickling and `str` may raise anything.
+            except Exception as problem:  # noqa: BLE001 - so may `str`
                 text = "< cannot be read >"
                 errors.append(f"{self._pathspec}: {problem}")
         return f"{name} [size: {size} type: {_class_text(info['type'])}] = {text}"

@@ -30,7 +30,7 @@ def start(tell: Callable[[list[str]], None]) -> None:
     """Begin to record. `tell` is called with names as soon as they are worth it."""
     global _recorder
     _recorder = Recorder(tell)
-    sys.meta_path.insert(0, _recorder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _recorder)
 
 
 def report() -> list[str]:
@@ -41,7 +41,7 @@ def report() -> list[str]:
 def stop() -> None:
     global _recorder
     if _recorder is not None and _recorder in sys.meta_path:
-        sys.meta_path.remove(_recorder)  # type: ignore[arg-type]
+        sys.meta_path.remove(_recorder)
     _recorder = None
 
 
@@ -80,9 +80,7 @@ class Recorder:
             self._watch(spec)
         return spec
 
-    def _ask_others(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> Any:
+    def _ask_others(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> Any:
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):
                 continue

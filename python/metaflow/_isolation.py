@@ -11,6 +11,7 @@ two processes were seeded. No twin is started when nothing in the user's source 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import os
@@ -256,11 +257,9 @@ class Twin:
 
         with open(self._read_end, encoding="ascii") as channel:
             text = channel.read()
-        try:
+        # The server's loop may have reaped it.
+        with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
-        except ChildProcessError:
-            # The server's loop reaped it already.
-            pass
         return set(json.loads(text)) if text else None
 
 

@@ -7,6 +7,7 @@ time, and serves as twin for the random generators that the packages bring along
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -87,12 +88,10 @@ class Learner:
                 verdicts.update(message.get("verdict", {}))
                 seeded.update(message.get("digests", ()))
         self.result_descriptor = None
-        try:
+        # It may have been reaped along with the tasks.
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            # Reaped along with the tasks.
-            pass
         self.pid = 0
         return verdicts, seeded
 
@@ -140,8 +139,7 @@ def _import_error(package: str) -> str | None:
         importlib.import_module(package)
     except (KeyboardInterrupt, GeneratorExit):
         raise
-    except BaseException as error:
-        # A package may raise anything, SystemExit included; the task that imports it will show it.
+    except BaseException as error:  # noqa: BLE001 - the task that imports it will show it
         return f"importing it raised {type(error).__name__}"
     return None
 

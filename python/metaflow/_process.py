@@ -104,7 +104,7 @@ def children_of(pid: int) -> list[int]:
                 while text := listing.read(1 << 20):
                     found.extend(map(int, text.split()))
         except FileNotFoundError:
-            if not os.path.exists("/proc/self/task/%d/children" % os.getpid()):
+            if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
                 return _children_by_scan(pid)
         except OSError:
             continue

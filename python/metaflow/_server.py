@@ -140,8 +140,11 @@ class Server:
             self._helper.close()
             self._helper = None
         for request in self._unanswered:
-            self._refuse(request, "the process that evaluates the flow's parameters and values "
-                         "died; its last output may say why")
+            self._refuse(
+                request,
+                "the process that evaluates the flow's parameters and values "
+                "died; its last output may say why",
+            )
         self._unanswered.clear()
 
     def _prepare_isolation_early(self) -> None:

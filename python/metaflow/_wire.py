@@ -53,7 +53,7 @@ def _without_lone_surrogates(value: Any) -> Any:
 class Frame:
     """A received message and the descriptors that came with it."""
 
-    __slots__ = ("message", "descriptors")
+    __slots__ = ("descriptors", "message")
 
     def __init__(self, message: Message, descriptors: list[int]) -> None:
         self.message = message

@@ -138,8 +138,10 @@ class Zygote:
         attempt = frame.message["attempt"]
         try:
             if len(frame.descriptors) != 3:
-                raise OSError("its output descriptors did not arrive; is the limit on open files"
-                              " (`ulimit -n`) too low?")
+                raise OSError(
+                    "its output descriptors did not arrive; is the limit on open files"
+                    " (`ulimit -n`) too low?"
+                )
             pid = self._fork_task(frame)
         except OSError as error:
             message = f"the task's process could not be started: {error}"
@@ -242,4 +244,3 @@ class Zygote:
 
 def _key(attempt: dict[str, int]) -> tuple[int, int]:
     return attempt["task"], attempt["attempt"]
-

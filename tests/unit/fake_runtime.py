@@ -38,7 +38,7 @@ def run(flow_class: type, spec: dict[str, Any], control: Any) -> int:
         result = getattr(flow_class, spec["step"])(spec, control)
     except SystemExit as leaving:
         result, code = None, int(leaving.code or 0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - reported below
         traceback.print_exc()
         result, code = None, 1
     from metaflow import _imports
