@@ -44,7 +44,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 
 $(VENV)/develop.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/pip uninstall --quiet --yes ferroflow
+	$(BIN)/pip uninstall -qq --yes ferroflow
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev
 	$(BIN)/python -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "ferroflow_develop.pth").write_text("$(CURDIR)/python\n")'

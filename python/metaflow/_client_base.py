@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from metaflow._client_settings import get_namespace
-from metaflow._client_store import ClientStore, Row, client_store, client_store_at
+from metaflow._client_store import Row, client_store, client_store_at
 
 MAX_ATTEMPTS = 6
 
@@ -199,7 +199,7 @@ class MetaflowObject:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._store: ClientStore = client_store_at(state["root"])
+        self._store = client_store_at(state["root"])
         self._namespace = state["namespace"]
         self._attempt = state["attempt"]
         self._components = state["components"]

@@ -222,7 +222,8 @@ class Run(MetaflowObject):
         self._mutate(_tag_list(tags_to_add), _tag_list(tags_to_remove))
 
     def _mutate(self, add: list[str], remove: list[str]) -> None:
-        self._store.mutate_tags(*self._components, add, remove)
+        flow, run = self._components
+        self._store.mutate_tags(flow, run, add, remove)
 
 
 def _tag_list(tags: str | Iterable[str]) -> list[str]:
@@ -280,7 +281,8 @@ class Step(MetaflowObject):
             yield Task._found(self, row)
 
     def _child(self, name: str) -> Task | None:
-        row = self._store.task(*self._components, name, None)
+        flow, run, step = self._components
+        row = self._store.task(flow, run, step, name, None)
         return Task._found(self, row) if row else None
 
     @property
