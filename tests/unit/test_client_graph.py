@@ -101,5 +101,5 @@ def test_configuration_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_missing_profile_is_an_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAFLOW_PROFILE", "nowhere")
-    with pytest.raises(Exception, match="METAFLOW_PROFILE.*nowhere"):
+    with pytest.raises(Exception, match=r"METAFLOW_PROFILE.*nowhere"):
         settings.configured("METAFLOW_X")
