@@ -4,6 +4,7 @@
 mod error;
 mod json;
 mod mapping;
+mod metadata;
 mod pack;
 mod writer;
 
@@ -22,6 +23,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(json::decode_json, module)?)?;
     module.add_function(wrap_pyfunction!(pack::load_packs, module)?)?;
     module.add_class::<mapping::Mapping>()?;
+    module.add_class::<metadata::Metadata>()?;
     module.add_class::<pack::Pack>()?;
     module.add_class::<writer::PackWriter>()?;
     module.add_class::<writer::Sink>()?;

@@ -16,3 +16,6 @@ mod verified;
 pub use error::StoreError;
 pub use identity::engine_identity_of_this_process;
 pub use location::{Datastore, PackPlace};
+pub use log::FileLogStore;
+pub use read::Reader;
+pub use sqlite::SqliteMetadata;
