@@ -101,11 +101,17 @@ class ClientStore:
                 yield at, line
 
     def pack(self, flow: str, row: Row) -> Any:
-        """The artifacts of a finished attempt; `FileNotFoundError` when it wrote none."""
+        """The artifacts of an attempt; nothing when it wrote none (yet)."""
         from metaflow import _artifacts
+        from metaflow.exception import MetaflowDataMissing
 
         run, task, attempt = data_place(row)
-        return _artifacts.InputPack(self.root, flow, run, row["step"], task, attempt)
+        pack = _artifacts.InputPack(self.root, flow, run, row["step"], task, attempt)
+        try:
+            pack.names()
+        except MetaflowDataMissing:
+            return None
+        return pack
 
 
 def data_place(row: Row) -> tuple[str, int, int]:

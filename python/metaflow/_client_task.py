@@ -147,8 +147,7 @@ class Task(MetaflowObject):
         if self._row()["ok"]:
             return None
         pack = self._pack()
-        outcome = pack.outcome() if pack is not None else None
-        recorded = outcome.get("exception") if outcome else None
+        recorded = pack.outcome.get("exception") if pack is not None else None
         if not recorded:
             return None
         from metaflow.exception import MetaflowExceptionWrapper
@@ -191,10 +190,7 @@ class Task(MetaflowObject):
         """The attempt's artifacts; nothing while it has not written them."""
         row = self._row()
         if self._pack_cache is None:
-            try:
-                self._pack_cache = self._store.pack(self._components[0], row)
-            except FileNotFoundError:
-                return None
+            self._pack_cache = self._store.pack(self._components[0], row)
         return self._pack_cache
 
     def _artifact_names(self) -> list[str]:
