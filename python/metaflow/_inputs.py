@@ -75,6 +75,10 @@ class Inputs:
             "`inputs` cannot be stored: keep the artifacts you need, such as [i.x for i in inputs]"
         )
 
+    def __getstate__(self) -> None:
+        # The search for what cannot be pickled stops here.
+        return None
+
     def _all(self) -> list[Input]:
         if self._items is None:
             table = self._table
@@ -123,6 +127,10 @@ class Input:
         raise MetaflowException(
             "an input of a join cannot be stored: keep the artifacts you need, such as inputs[0].x"
         )
+
+    def __getstate__(self) -> None:
+        # The search for what cannot be pickled stops here.
+        return None
 
 
 class _Table:

@@ -148,9 +148,7 @@ def test_the_text_of_a_flow_shows_the_item(task_runner):
     start = runner.run("start")
     frame = runner.frame(start, 0)
     work = runner.run("work", inputs=[runner.input_of(start)], foreach_stack=[frame])
-    assert work.pack.get("where")[2] == (
-        f"<flow Foreach step work[0] (input: {'x' * 20}...)>"
-    )
+    assert work.pack.get("where")[2] == (f"<flow Foreach step work[0] (input: {'x' * 20}...)>")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +235,7 @@ def test_an_inner_join_has_the_outer_index_but_no_item(task_runner):
         for index in range(2)
     ]
     assert works[1].pack.get("stack") == [(1, 2, "b"), (1, 2, "b2")]
-    join = runner.run(
-        "join", join=True, inputs=[runner.input_of(*works)], foreach_stack=[outer]
-    )
+    join = runner.run("join", join=True, inputs=[runner.input_of(*works)], foreach_stack=[outer])
     assert join.outcome["ok"], join.stderr
     assert join.pack.get("before") == (1, None, [(1, 2, None)])
     assert join.pack.get("after") == (1, "b")
@@ -443,5 +439,3 @@ def test_a_switch_without_a_case(task_runner, choice):
         f"step `start` branches on self.choice, whose value is {value}, but self.next has no such "
         "case; its cases are 1, 'b'"
     )
-
-
