@@ -349,6 +349,3 @@ fn switch_to_join(view: &View, found: &mut Vec<Diagnostic>) {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

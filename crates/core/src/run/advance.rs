@@ -11,7 +11,7 @@ use super::tasks::{Active, Ending};
 use super::{Action, FailedTask, Phase, Run};
 use crate::graph::{StepIndex, StepKind};
 use crate::id::{AttemptId, TaskId};
-use crate::task::{AttemptReport, AttemptState, Cause, InputRef, Millis, Usage};
+use crate::task::{AttemptReport, AttemptState, Cause, CauseKind, InputRef, Millis, Usage};
 
 /// How often a task may get lost before that is the run's failure.
 const MAX_LOSSES: u32 = 3;
@@ -112,8 +112,11 @@ impl Run {
 
     pub(super) fn lost(&mut self, id: AttemptId, cause: Cause, now: Millis, out: &mut Vec<Action>) {
         let Some(mut active) = self.take(id) else { return };
-        active.state = AttemptState::Lost;
-        let ending = Ending { cause: Some(&cause), ok: Some(false), ..Ending::default() };
+        // A layer says `lost` of what it was told to stop before it had started it.
+        let stopped = self.stop_cause().filter(|_| cause.kind == CauseKind::Cancelled);
+        active.state = if stopped.is_some() { AttemptState::Cancelled } else { AttemptState::Lost };
+        let told = stopped.as_ref().unwrap_or(&cause);
+        let ending = Ending { cause: Some(told), ok: Some(false), ..Ending::default() };
         out.push(self.record(id.task, &active, now, &ending));
         if !matches!(self.phase, Phase::Running) {
             self.counts[active.ready.step].failed += 1;

@@ -166,7 +166,7 @@ impl fmt::Display for Line {
             Self::TaskWaiting { reason } => write!(f, "Task is waiting: {reason}"),
             Self::ForeachYields { splits } => write!(f, "Foreach yields {splits} child steps."),
             Self::TaskFinished => f.write_str("Task finished successfully."),
-            Self::TaskCause(cause) => write!(f, "Task failed: {}", cause.text),
+            Self::TaskCause(cause) => f.write_str(&sentence(&cause.text)),
             Self::TaskFailed => f.write_str("Task failed."),
             Self::TaskSegfault => f.write_str("Task failed with a segmentation fault."),
             Self::NotRetried => f.write_str("This failed task will not be retried."),
@@ -191,6 +191,16 @@ impl fmt::Display for Line {
             Self::Progress(progress) => progress.fmt(f),
         }
     }
+}
+
+/// Causes are written to stand inside a sentence; alone they begin and end like one.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let mut sentence: String = chars.next().map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect());
+    if !sentence.ends_with(['.', '!', '?']) {
+        sentence.push('.');
+    }
+    sentence
 }
 
 impl fmt::Display for Progress {
