@@ -17,6 +17,8 @@ pub struct Process {
     /// Name of the program, at most 15 bytes.
     pub name: String,
     pub parent: i32,
+    /// Its process group: a task leads its own, and what a task starts is in that or in a newer one.
+    pub group: i32,
     /// Has ended and only waits to be waited for.
     pub ended: bool,
 }
@@ -48,6 +50,7 @@ fn parse_stat(stat: &str) -> Option<Process> {
         pid: Pid::from_raw(stat[..open].trim().parse().ok()?)?,
         name: stat[open + 1..close].to_owned(),
         parent: rest.next()?.parse().ok()?,
+        group: rest.next()?.parse().ok()?,
         ended: matches!(state, "Z" | "X"),
     })
 }
@@ -211,9 +214,9 @@ mod tests {
 
     #[test]
     fn names_with_parentheses_and_spaces_are_read() {
-        let process = parse_stat("77 (a) b (c)) Z 12 77 77 0 -1").expect("a good line");
+        let process = parse_stat("77 (a) b (c)) Z 12 70 77 0 -1").expect("a good line");
         assert_eq!((process.pid.as_raw_pid(), process.name.as_str()), (77, "a) b (c)"));
-        assert_eq!((process.parent, process.ended), (12, true));
+        assert_eq!((process.parent, process.group, process.ended), (12, 70, true));
         assert_eq!(parse_stat("nonsense"), None);
     }
 

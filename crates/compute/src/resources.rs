@@ -68,7 +68,8 @@ impl MemoryGauge {
         Self::discover_below(Path::new("/proc"))
     }
 
-    fn discover_below(proc: &Path) -> Self {
+    /// The same from another `/proc`, for tests.
+    pub fn discover_below(proc: &Path) -> Self {
         let read = |name: &str| fs::read_to_string(proc.join(name)).unwrap_or_default();
         let groups = find_groups(&read("self/cgroup"), &read("self/mountinfo"));
         Self { proc: proc.to_owned(), groups }

@@ -94,6 +94,7 @@ pub async fn follow(following: Following) {
         splitters: Default::default(),
         control: Control { stream: Some(ends.control), ..Control::default() },
         buffer: Vec::new(),
+        started: false,
         supervisor: supervisor.clone(),
         events,
     };
@@ -118,6 +119,7 @@ struct Follower {
     splitters: [LineSplitter; 2],
     control: Control,
     buffer: Vec<u8>,
+    started: bool,
     supervisor: UnboundedSender<Message>,
     events: Arc<dyn EventSink>,
 }
@@ -127,7 +129,7 @@ impl Follower {
     async fn until_started(&mut self, told: &mut UnboundedReceiver<Told>) -> Result<(), Cause> {
         match told.recv().await {
             Some(Told::Started { pid }) => {
-                self.events.send(LayerEvent::Started { id: self.id, pid: Some(pid) });
+                self.tell_start(Some(pid));
                 Ok(())
             }
             Some(Told::Lost(cause)) => Err(cause),
@@ -136,6 +138,11 @@ impl Follower {
             }
             None => Err(forgotten()),
         }
+    }
+
+    fn tell_start(&mut self, pid: Option<u32>) {
+        self.started = true;
+        self.events.send(LayerEvent::Started { id: self.id, pid });
     }
 
     async fn until_ended(&mut self, told: &mut UnboundedReceiver<Told>, deadline: Option<Duration>) -> Told {
@@ -202,7 +209,11 @@ impl Follower {
         true
     }
 
-    fn send_lines(&self, stream: Stream, lines: Vec<Vec<u8>>) {
+    fn send_lines(&mut self, stream: Stream, lines: Vec<Vec<u8>>) {
+        if !self.started {
+            // Its zygote died before it could tell; that it printed tells as much.
+            self.tell_start(None);
+        }
         self.events.send(LayerEvent::Log { id: self.id, stream, at: now(), lines });
     }
 

@@ -166,27 +166,17 @@ impl Supervisor {
         }
     }
 
+    /// The front end's own helpers and zygotes are in its process group; tasks lead their own.
     fn leftovers(&self) -> Vec<Process> {
-        let zygotes = self.steps.values().filter_map(|step| step.zygote.as_ref());
-        let mut opening = zygotes.clone().filter(|zygote| zygote.ready.is_none()).count();
-        let mut ours: HashSet<i32> = zygotes.filter_map(|zygote| zygote.ready?.pid).map(Pid::as_raw_pid).collect();
+        let Some(front_end) = to_pid(self.front_end.pid()).and_then(look_at) else { return Vec::new() };
         let mut running: HashSet<i32> =
             self.running.values().filter_map(|running| running.pid).map(Pid::as_raw_pid).collect();
-        let front_end = to_pid(self.front_end.pid()).and_then(look_at);
         let mut left = Vec::new();
         // Parents come before their children.
         for process in self.family() {
-            let pid = process.pid.as_raw_pid();
-            let zygote_to_be = opening > 0
-                && front_end.as_ref().is_some_and(|front_end| {
-                    front_end.pid.as_raw_pid() == process.parent && front_end.name == process.name
-                });
-            if running.contains(&pid) || running.contains(&process.parent) {
-                running.insert(pid);
-            } else if zygote_to_be {
-                opening -= 1;
-                ours.insert(pid);
-            } else if !ours.contains(&pid) {
+            if running.contains(&process.pid.as_raw_pid()) || running.contains(&process.parent) {
+                running.insert(process.pid.as_raw_pid());
+            } else if process.group != front_end.group {
                 left.push(process);
             }
         }
