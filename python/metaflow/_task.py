@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 # A task that ends with this code must not be retried.
 NO_RETRY_EXIT_CODE = 202
 _INTERRUPTED_EXIT_CODE = 130
-# Given back when memory has run out, so that the failure can still be told. Never touched, so it
-# costs address space only.
+# Given back when memory has run out, so that the failure can still be told. Made once before the
+# forks and never touched, so it costs address space only.
 _RESERVE_BYTES = 4 << 20
+_reserve: list[bytes] = []
 
 # What is dropped without a word.
 _NOT_ARTIFACTS = (FunctionType, MethodType, Parameter)
@@ -58,6 +59,8 @@ def prepare(flow_class: type) -> frozenset[str]:
 
     import metaflow._next  # noqa: F401
 
+    if not _reserve:
+        _reserve.append(bytes(_RESERVE_BYTES))
     steps_of(flow_class)
     _parameter_names(flow_class)
     return make_read_only(flow_class)
@@ -76,7 +79,6 @@ class _Task:
         self._spec = spec
         self._control = control
         self._decorators = {each["name"]: each["attributes"] for each in spec["decorators"]}
-        self._reserve: bytes | None = bytes(_RESERVE_BYTES)
         self._exit_code = 0
         self._outcome: dict[str, Any] = {"ok": True, "success": True, "may_retry": True}
         # Artifacts that this task adds by itself, over those of the user.
@@ -186,7 +188,7 @@ class _Task:
         self._fail(flow, error, can_be_caught=True)
 
     def _fail(self, flow: FlowSpec, error: BaseException, can_be_caught: bool) -> None:
-        self._reserve = None
+        _reserve.clear()
         if isinstance(error, _NotCaught):
             error, can_be_caught = error.reason, False
         failure = Failure(error)
@@ -246,7 +248,7 @@ class _Task:
             self._write_artifacts(pack, flow, state)
             self._seal(pack, state)
         except Exception as error:  # noqa: BLE001 - whatever it is, the engine has to hear of it
-            self._reserve = None
+            _reserve.clear()
             # The disk is full, say: the outcome travels on the control channel alone.
             self._fail_to_store(flow, error)
 
@@ -277,7 +279,7 @@ class _Task:
             raise
         except Exception as error:  # noqa: BLE001 - pickling runs user code
             if self._outcome["ok"]:
-                self._reserve = None
+                _reserve.clear()
                 self._report(flow, Failure(error))
 
     def _seal(self, pack: OutputPack, state: TaskState) -> None:

@@ -86,30 +86,31 @@ def test_values(load_flow, field, given, value):
 
 
 @pytest.mark.parametrize(
-    ("field", "given", "message"),
+    ("arguments", "given", "problem"),
     [
-        ("x = Parameter('x', type=int)", "y", "Invalid value for '--x': 'y' is not a valid integer."),
-        ("x = Parameter('x', type=int)", "1.5", "Invalid value for '--x': '1.5' is not a valid integer."),
-        ("x = Parameter('x', type=float)", "y", "Invalid value for '--x': 'y' is not a valid float."),
-        ("x = Parameter('x', type=bool)", "2", "Invalid value for '--x': '2' is not a valid boolean."),
+        ("type=int", "y", "'y' is not a valid integer."),
+        ("type=int", "1.5", "'1.5' is not a valid integer."),
+        ("type=float", "y", "'y' is not a valid float."),
+        ("type=bool", "2", "'2' is not a valid boolean."),
         (
-            "x = Parameter('x', type=JSONType)",
+            "type=JSONType",
             "{",
-            "Invalid value for '--x': '{' is not valid JSON: Expecting property name enclosed in "
-            "double quotes: line 1 column 2 (char 1)",
+            "'{' is not valid JSON: Expecting property name enclosed in double quotes: "
+            "line 1 column 2 (char 1)",
         ),
-        ("x = Parameter('x', type=Choice())", "c", "Invalid value for '--x': c is not one of a, b"),
-        ("x = Parameter('x', required=True)", None, "Missing option '--x'."),
-        ("x = Parameter('x', type=int, default='a')", None, "Invalid value for '--x': 'a' is not a valid integer."),
+        ("type=Choice()", "c", "c is not one of a, b"),
+        ("type=int, default='a'", None, "'a' is not a valid integer."),
+        ("required=True", None, None),
     ],
-)  # fmt: skip
-def test_usage_errors(load_flow, field, given, message):
+)
+def test_usage_errors(load_flow, arguments, given, problem):
+    field = f"x = Parameter('x', {arguments})"
     values, error = convert(load_flow, field, {"x": [given]} if given is not None else {})
     assert values == {}
     assert error == {
         "usage": True,
         "headline": "Invalid parameter",
-        "message": message,
+        "message": f"Invalid value for '--x': {problem}" if problem else "Missing option '--x'.",
         "file": None,
         "line": 0,
     }
