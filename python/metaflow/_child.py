@@ -79,7 +79,7 @@ class Starter:
         with open(spec_file, "wb", closefd=False) as out:
             out.write(json.dumps(spec).encode())
         os.lseek(spec_file, 0, os.SEEK_SET)
-        moved = _move(spec_file, _LOWEST_CONTROL_DESCRIPTOR)
+        moved = _move(spec_file, _LOWEST_CONTROL_DESCRIPTOR + 1)
         control = _replace_streams(descriptors)
         _interpreter.become_fresh(
             {TASK_VARIABLE: control, SPEC_VARIABLE: moved},

@@ -38,7 +38,8 @@ def _descriptor(variable: str) -> int | None:
 
 
 def _start(flow_class: type) -> NoReturn:
-    if not getattr(sys.modules.get("__main__"), "__file__", None):
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if not isinstance(file, str) or not os.path.isfile(file):
         _refuse(
             f"`{flow_class.__name__}()` runs a flow from a file; this is an interactive session or "
             "a notebook. Save the flow as flow.py and run `python flow.py run`"
@@ -172,7 +173,8 @@ def _serve_fresh_zygote(flow_class: type, descriptor: int) -> NoReturn:
 
     settings = json.loads(os.environ.pop(_server.ZYGOTE_SETTINGS_VARIABLE))
     try:
-        origin = _origin.remember()
+        os.set_inheritable(settings["took_over"], False)
+        origin = _origin.remember(frozenset({descriptor, settings["took_over"]}))
         _process.take_signals()
         actions: list[Any] | None = []
         if origin.spawn_reason is None and not settings["spawn"]:

@@ -24,14 +24,16 @@ class Origin(NamedTuple):
 _origin: Origin | None = None
 
 
-def remember() -> Origin:
-    """To be called once, in the process that imported the flow, before it forks."""
+def remember(ours: frozenset[int] = frozenset()) -> Origin:
+    """To be called once, in the process that imported the flow, before it forks. `ours` are
+    descriptors that the import did not open."""
     global _origin
+    before = _forksafety.Residue(frozenset(), ours)
     _origin = Origin(
         directory=_interpreter.original_directory(),
         environment=dict(os.environ),
         random_module_state=_isolation.state_of_random_module(),
-        spawn_reason=_forksafety.reason_against_forking(),
+        spawn_reason=_forksafety.reason_against_forking(before),
         collects_garbage=gc.isenabled(),
         signals=_process.signal_handlers(),
     )

@@ -219,7 +219,7 @@ def run_flow(
     done = start_flow(folder, flow, scenario, *arguments, environment=environment, python=python)
     out, err = done.communicate(timeout=PATIENCE_SECONDS * 2)
     assert done.returncode == 0, f"{out}\n{err}"
-    return json.loads(out.rpartition("RESULT ")[2])
+    return json.loads(out.rpartition("RESULT ")[2].splitlines()[0])
 
 
 def start_flow(
@@ -234,8 +234,9 @@ def start_flow(
     ending = "\nif __name__ == '__main__':\n    fake_runtime.main(Flow)\n"
     (folder / "flow.py").write_text(prelude + textwrap.dedent(flow) + ending)
     (folder / "scenario.py").write_text(textwrap.dedent(scenario))
+    inherited = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
     variables = {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": f"{PACKAGE}:{HERE}",
         "FERROFLOW_ENGINE": str(_engine_program(folder)),
         "FERROFLOW_TEST_SCENARIO": str(folder / "scenario.py"),
