@@ -21,17 +21,19 @@ pub enum Shape {
     Loop,
 }
 
-/// Shapes of at most about `steps` steps.
+/// Sequences of a few nested shapes, of about `steps` steps each where they are large.
 pub fn shape(steps: u32) -> impl Strategy<Value = Shape> {
     let leaf = prop_oneof![4 => Just(Shape::Step), 1 => Just(Shape::Loop)];
-    leaf.prop_recursive(4, steps, 3, |inner| {
+    let part = leaf.prop_recursive(4, steps, 3, |inner| {
         prop_oneof![
-            prop::collection::vec(inner.clone(), 1..4).prop_map(Shape::Sequence),
-            prop::collection::vec(inner.clone(), 2..4).prop_map(Shape::Split),
-            inner.clone().prop_map(|body| Shape::Foreach(Box::new(body))),
-            prop::collection::vec(inner, 2..3).prop_map(Shape::Switch),
+            1 => inner.clone(),
+            2 => prop::collection::vec(inner.clone(), 1..4).prop_map(Shape::Sequence),
+            3 => prop::collection::vec(inner.clone(), 2..4).prop_map(Shape::Split),
+            4 => inner.clone().prop_map(|body| Shape::Foreach(Box::new(body))),
+            2 => prop::collection::vec(inner, 2..3).prop_map(Shape::Switch),
         ]
-    })
+    });
+    prop::collection::vec(part, 1..5).prop_map(Shape::Sequence)
 }
 
 impl Shape {
