@@ -61,7 +61,7 @@ class Failure:
     def _describe_ours(self, exception: MetaflowException) -> None:
         self.headline = exception.headline
         self.shows_traceback = isinstance(exception, TimeoutException)
-        self.message = str(exception.message)
+        self.message = str(exception.message) or self.message
         if exception.source_file:
             self.place += f" in file {exception.source_file}"
         if exception.line_no is not None:

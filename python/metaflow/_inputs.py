@@ -79,6 +79,11 @@ class Inputs:
         # The search for what cannot be pickled stops here.
         return None
 
+    def _source_of(self, name: str, value: Any) -> InputPack | None:
+        """The pack that a value of the join was fetched from, if it is the artifact `name` of
+        one of the inputs."""
+        return self._table.source_of(name, value)
+
     def _all(self) -> list[Input]:
         if self._items is None:
             table = self._table
@@ -176,6 +181,12 @@ class _Table:
     def _fetch(self, name: str) -> list[Any]:
         """The artifact of every input that has it, in one go."""
         return load_many(self.packs, name, _MISSING)
+
+    def source_of(self, name: str, value: Any) -> InputPack | None:
+        for pack, fetched in zip(self.packs, self._columns.get(name, ()), strict=False):
+            if fetched is value:
+                return pack
+        return None
 
     def frames(self, position: int) -> Frames:
         """The foreach levels around one input, as it has noted them itself."""

@@ -7,10 +7,11 @@ is `core::run`'s. Nothing is imported here while a task runs: `prepare` has done
 from __future__ import annotations
 
 import os
+import sys
 from types import FunctionType, MethodType
 
 from metaflow._artifacts import OutputPack
-from metaflow._current import current
+from metaflow._current import current, point_client_at_run
 from metaflow._decorators import is_end_step, steps_of
 from metaflow._failure import Failure, print_to_stderr
 from metaflow._inputs import Inputs
@@ -89,6 +90,9 @@ class _Task:
         state = TaskState(spec, prepare(self._flow_class))
         current._enter_task(self._flow_class, spec, _parameter_names(self._flow_class))
         _set_environment(spec)
+        if "metaflow._client_settings" in sys.modules:
+            # The flow imported the client; otherwise its first use does this.
+            point_client_at_run()
         flow = self._flow_class.__new__(self._flow_class)
         flow.__ferroflow__ = state
         try:
@@ -262,6 +266,8 @@ class _Task:
             if name[:2] == "__" or name in skipped or isinstance(value, _NOT_ARTIFACTS):
                 continue
             source = state.loaded.get(name)
+            if source is None and state.inputs is not None:
+                source = state.inputs._source_of(name, value)
             if source is None:
                 self._keep(flow, pack.set, name, value)
             else:

@@ -116,6 +116,10 @@ class MetaflowException(Exception):
     """
 
     headline = "Flow failed"
+    # For subclasses whose constructor does not call this one's.
+    message = ""
+    line_no: int | None = None
+    source_file: str | None = None
 
     def __init__(
         self, msg: object = "", lineno: int | None = None, source_file: str | None = None
@@ -129,7 +133,8 @@ class MetaflowException(Exception):
         place = f" on line {self.line_no}" if self.line_no is not None else ""
         if self.source_file:
             place = f" in file {self.source_file}{place}"
-        return f"{self.headline}{place}: {self.message}" if place else self.message
+        text = self.message or super().__str__()
+        return f"{self.headline}{place}: {text}" if place else text
 
     def __reduce__(self) -> tuple[object, ...]:
         # Subclasses have signatures of their own: rebuild without calling them.

@@ -135,6 +135,12 @@ def test_metaflow_exceptions_show_headline_and_message(task_runner):
     ]
 
 
+def test_a_metaflow_exception_without_its_constructor(task_runner):
+    body = "raise type('Own', (MetaflowException,), {'__init__': lambda self, x: None})('said')"
+    result = failing(task_runner, body).run("start")
+    assert result.stderr.splitlines()[1:] == ["    Flow failed:", "    said"]
+
+
 def test_an_artifact_that_cannot_be_stored_fails_the_task(task_runner):
     body = "import threading; self.model = {'lock': threading.Lock()}; self.after = 2"
     result = failing(task_runner, body).run("start")

@@ -439,3 +439,71 @@ def test_a_switch_without_a_case(task_runner, choice):
         f"step `start` branches on self.choice, whose value is {value}, but self.next has no such "
         "case; its cases are 1, 'b'"
     )
+
+
+def test_a_value_taken_from_an_input_is_passed_on(task_runner):
+    runner = task_runner(
+        """
+        import numpy
+        from metaflow import FlowSpec, step
+
+        class Take(FlowSpec):
+            @step
+            def start(self):
+                self.array = numpy.arange(100_000)
+                self.data = b"x" * 100_000
+                self.next(self.end)
+
+            @step
+            def end(self, inputs):
+                self.array = inputs[0].array
+                self.data = inputs[1].data
+                self.other = inputs[0].array
+                self.other[0] = 5
+        """
+    )
+    starts = [runner.run("start"), runner.run("start")]
+    end = runner.run("end", join=True, inputs=[runner.input_of(*starts)])
+    assert end.outcome["ok"], end.stderr
+    assert end.pack.get("array")[0] == 5
+    assert end.pack.digest("data") == starts[1].pack.digest("data")
+
+
+FOREACH_OF_PARAMETER = """
+    from metaflow import FlowSpec, JSONType, Parameter, step
+
+    class OfParameter(FlowSpec):
+        things = Parameter("things", type=JSONType, default='["a", "b"]')
+        LATER = ("c", "d")
+
+        @step
+        def start(self):
+            self.mine = [1, 2, 3]
+            self.next(self.work, foreach="things")
+
+        @step
+        def work(self):
+            self.item = self.input
+            self.next(self.again, foreach="mine")
+
+        @step
+        def again(self):
+            self.items = self.foreach_stack()
+            self.next(self.third, foreach="LATER")
+
+        @step
+        def third(self):
+            pass
+"""
+
+
+def test_foreach_over_parameters_constants_and_inherited_artifacts(task_runner):
+    runner = task_runner(FOREACH_OF_PARAMETER)
+    start = runner.run("start")
+    frames = [runner.frame(start, 1)]
+    work = runner.run("work", inputs=[runner.input_of(start)], foreach_stack=frames)
+    assert work.pack.get("item") == "b"
+    frames.append(runner.frame(work, 2))
+    again = runner.run("again", inputs=[runner.input_of(work)], foreach_stack=frames)
+    assert again.pack.get("items") == [(1, 2, "b"), (2, 3, 3)]
+    assert again.outcome["transition"]["num_splits"] == 2
