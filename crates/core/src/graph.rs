@@ -150,7 +150,7 @@ impl Graph {
 }
 
 impl GraphStep {
-    /// Whether tasks of the step run once per item of an open foreach.
+    /// Whether the step takes `inputs`.
     pub fn is_join(&self) -> bool {
         self.joins.is_some()
     }

@@ -11,6 +11,7 @@ pub mod lint;
 pub mod metadata;
 pub mod port;
 pub mod run;
+pub mod show;
 pub mod suggestion;
 pub mod task;
 pub mod wire;

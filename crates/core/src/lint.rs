@@ -100,8 +100,8 @@ fn reserved_names(flow: &Flow, found: &mut Vec<Diagnostic>) {
 
 /// L-2
 fn start_and_end(flow: &Flow, found: &mut Vec<Diagnostic>) {
-    let roles: [(&str, fn(&Step) -> bool); 2] = [("start", |s| s.is_start), ("end", |s| s.is_end)];
-    for (name, annotated) in roles {
+    for name in ["start", "end"] {
+        let annotated = |s: &Step| if name == "start" { s.is_start } else { s.is_end };
         if role(flow, name, annotated).is_none() {
             let near = did_you_mean(name, flow.steps.iter().map(|s| s.name.as_str()), |n| format!("`{n}` to be it"))
                 .replace("Did you mean", "Is");

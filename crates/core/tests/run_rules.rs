@@ -257,7 +257,7 @@ fn a_lost_attempt_does_not_spend_a_retry() {
     let cause = Cause::new(CauseKind::FrontEndLost, "its process was lost");
     world.start(id(1, 0));
     world.out.clear();
-    world.on(Event::Lost { id: id(1, 0), cause: cause.clone() });
+    world.on(Event::Lost { id: id(1, 0), cause });
     assert_eq!(
         world.lines().last().expect("a line"),
         "[start/1] Task was lost (its process was lost); it starts again, which does not count as a retry."

@@ -6,7 +6,7 @@ use super::*;
 use crate::ir::{Decorator, Flow, Step, Transition};
 
 fn decorator(name: &str, attributes: Value) -> Decorator {
-    let attributes = attributes.as_object().expect("an object").clone();
+    let Value::Object(attributes) = attributes else { panic!("attributes are an object") };
     Decorator { name: name.into(), attributes, file: None, line: 7, in_source: true }
 }
 

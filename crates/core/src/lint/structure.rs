@@ -192,11 +192,10 @@ impl<'a> Balance<'a> {
     }
 
     fn leave(&mut self, index: Source) {
-        let splits = match self.step(index).transition {
-            Some(Transition::Split { .. }) => true,
-            Some(Transition::Foreach { .. } | Transition::Parallel { .. }) => true,
-            _ => false,
-        };
+        let splits = matches!(
+            self.step(index).transition,
+            Some(Transition::Split { .. } | Transition::Foreach { .. } | Transition::Parallel { .. })
+        );
         for (branch, child) in self.made.children[index].clone().into_iter().enumerate() {
             let mut open = self.made.stacks[index].clone();
             if splits {

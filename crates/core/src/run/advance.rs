@@ -26,7 +26,7 @@ impl Run {
             Verdict::Done { taken, success } => {
                 self.done(id.task, active, &taken, success, report.usage, now, out);
             }
-            Verdict::Failed(failure) => self.failed(id.task, active, failure, report.usage, now, out),
+            Verdict::Failed(failure) => self.failed(id.task, active, &failure, report.usage, now, out),
         }
         self.go_on(now, out);
     }
@@ -67,7 +67,7 @@ impl Run {
         &mut self,
         task: TaskId,
         mut active: Active,
-        failure: Failure,
+        failure: &Failure,
         usage: Usage,
         now: Millis,
         out: &mut Vec<Action>,
@@ -90,7 +90,7 @@ impl Run {
         if active.state == AttemptState::Cancelled {
             out.push(self.say(task, &active, Line::TaskFailed));
         } else {
-            self.say_failed(task, &active, &failure, out);
+            self.say_failed(task, &active, failure, out);
         }
         if !matches!(self.phase, Phase::Running) {
             self.counts[active.ready.step].failed += 1;

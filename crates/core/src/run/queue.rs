@@ -57,7 +57,7 @@ impl Queue {
     }
 
     /// Adds one split; it joins the last entry if it is the next of the same foreach.
-    pub fn push_split(&mut self, ready: Ready, frame: FrameId, source: DataPoint) {
+    pub fn push_split(&mut self, ready: &Ready, frame: FrameId, source: DataPoint) {
         let index = ready.place.index;
         if let Some(Entry::Splits { frame: last, end, .. }) = self.entries.back_mut()
             && (*last, *end) == (frame, index)

@@ -210,7 +210,7 @@ impl Run {
                 None => {
                     self.counts[ready.step].queued += 1;
                     match split {
-                        Some((frame, source)) => self.queue.push_split(ready, frame, source),
+                        Some((frame, source)) => self.queue.push_split(&ready, frame, source),
                         None => self.queue.push(ready),
                     }
                 }
