@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from metaflow import _native
+import metaflow._native as _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -331,7 +331,9 @@ def preview(value: Any) -> str | None:
         text = f"shape {value.shape}, {value.dtype.str if value.dtype.names is None else 'fields'}"
     elif _is_frame(value):
         text = f"shape {value.shape}"
-    return text if text is None or len(text) <= _PREVIEW_LENGTH else text[: _PREVIEW_LENGTH - 1] + "…"
+    if text is not None and len(text) > _PREVIEW_LENGTH:
+        return text[: _PREVIEW_LENGTH - 1] + "…"
+    return text
 
 
 def _primitive(value: Any) -> str:
@@ -344,7 +346,7 @@ def _primitive(value: Any) -> str:
 
 
 def _some(values: Iterable[Any]) -> str:
-    parts = []
+    parts: list[str] = []
     for value in values:
         if len(parts) == 5:
             parts.append("…")

@@ -44,7 +44,7 @@ def _failure(value: Any) -> Exception | None:
 
     try:
         _pickle.Pickler(_Nowhere(), 5, buffer_callback=lambda buffer: False).dump(value)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises is the answer
         return error
     return None
 
@@ -79,7 +79,7 @@ def _own_state(value: Any) -> Any:
     """What the object says is its state; its `__dict__` if asking fails."""
     try:
         return value.__getstate__()
-    except Exception:
+    except Exception:  # noqa: BLE001 - user code; then the plain attributes must do
         return getattr(value, "__dict__", None)
 
 

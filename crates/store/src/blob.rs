@@ -86,6 +86,11 @@ impl ValueWriter {
         result
     }
 
+    /// What was written, as long as it did not outgrow memory.
+    pub fn in_memory(&self) -> Option<&[u8]> {
+        self.spill.is_none().then_some(&self.memory)
+    }
+
     /// Pads with zeros to the next multiple of [`ALIGNMENT`].
     pub fn align(&mut self) -> Result<(), StoreError> {
         let padding = (self.length.next_multiple_of(ALIGNMENT) - self.length) as usize;
@@ -127,24 +132,26 @@ impl ValueWriter {
     }
 }
 
-/// Stores bytes that are complete in memory: hashed first, so that nothing is written if the
-/// store has them already.
-pub fn store_bytes(store: &Datastore, data: &[u8]) -> Result<StoredValue, StoreError> {
-    if data.len() <= INLINE_LIMIT {
-        return Ok(StoredValue::Inline(data.to_vec()));
+/// Stores bytes that are complete in memory, one part after the other: hashed first, so that
+/// nothing is written if the store has them already.
+pub fn store_parts(store: &Datastore, parts: &[&[u8]]) -> Result<StoredValue, StoreError> {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    if length <= INLINE_LIMIT {
+        return Ok(StoredValue::Inline(parts.concat()));
     }
-    let length = data.len() as u64;
-    let hash = parallel_hash::hash(data).to_hex().to_string();
-    if !reuse(store, &hash, length) {
+    let hash = parallel_hash::hash_parts(parts).to_hex().to_string();
+    if !reuse(store, &hash, length as u64) {
         let mut spill = Spill::create(store)?;
-        write_in_strides(&mut spill.file, data)
-            .map_err(|error| StoreError::io("write an artifact to", &spill.path, error))?;
+        for part in parts {
+            write_in_strides(&mut spill.file, part)
+                .map_err(|error| StoreError::io("write an artifact to", &spill.path, error))?;
+        }
         spill.publish(store, &hash)?;
     }
-    Ok(StoredValue::Blob { hash, length })
+    Ok(StoredValue::Blob { hash, length: length as u64 })
 }
 
-/// The hash [`store_bytes`] would store them under.
+/// The hash [`store_parts`] would store them under.
 pub fn hash_of_bytes(data: &[u8]) -> String {
     parallel_hash::hash(data).to_hex().to_string()
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ferroflow_store::blob::{StoredValue, ValueWriter, hash_of_bytes, store_bytes};
+use ferroflow_store::blob::{ALIGNMENT, StoredValue, ValueWriter, hash_of_bytes, store_parts};
 use ferroflow_store::pack::{Artifact, Description, Encoding, Pack, PackBuilder, ValuePlace};
 use ferroflow_store::{Datastore, PackPlace, StoreError};
 use serde_json::Value;
@@ -39,7 +39,7 @@ impl TaskOutput {
 
     /// Bytes as they are.
     pub fn add_raw(&mut self, name: &str, label: Label, data: &[u8]) -> Result<(), StoreError> {
-        let value = store_bytes(self.builder.store(), data)?;
+        let value = store_parts(self.builder.store(), &[data])?;
         self.builder.add(name, describe(label, Encoding::Raw, 0, Vec::new()), &value);
         Ok(())
     }
@@ -53,13 +53,17 @@ impl TaskOutput {
         buffers: &[&[u8]],
     ) -> Result<(), StoreError> {
         let pickle = writer.length();
-        let mut table = Vec::with_capacity(buffers.len());
-        for buffer in buffers {
-            writer.align()?;
-            table.push((writer.length(), buffer.len() as u64));
-            writer.write(buffer)?;
-        }
-        let value = writer.finish()?;
+        let table = buffer_table(pickle, buffers);
+        let value = match writer.in_memory() {
+            Some(start) => store_parts(self.builder.store(), &aligned_parts(start, buffers))?,
+            None => {
+                for buffer in buffers {
+                    writer.align()?;
+                    writer.write(buffer)?;
+                }
+                writer.finish()?
+            }
+        };
         let pickle = if table.is_empty() { 0 } else { pickle };
         self.builder.add(name, describe(label, Encoding::Pickle, pickle, table), &value);
         Ok(())
@@ -99,6 +103,32 @@ impl TaskOutput {
     pub fn commit(&mut self, outcome: Value) -> Result<(), StoreError> {
         self.builder.commit(outcome)
     }
+}
+
+/// Offset and length of each buffer in a value that starts with `pickle` other bytes.
+fn buffer_table(pickle: u64, buffers: &[&[u8]]) -> Vec<(u64, u64)> {
+    let mut end = pickle;
+    let mut table = Vec::with_capacity(buffers.len());
+    for buffer in buffers {
+        let start = end.next_multiple_of(ALIGNMENT);
+        end = start + buffer.len() as u64;
+        table.push((start, buffer.len() as u64));
+    }
+    table
+}
+
+/// The same layout as slices, padding included.
+fn aligned_parts<'a>(start: &'a [u8], buffers: &[&'a [u8]]) -> Vec<&'a [u8]> {
+    static PADDING: [u8; ALIGNMENT as usize] = [0; ALIGNMENT as usize];
+    let mut parts = vec![start];
+    let mut end = start.len() as u64;
+    for buffer in buffers {
+        let padding = (end.next_multiple_of(ALIGNMENT) - end) as usize;
+        parts.push(&PADDING[..padding]);
+        parts.push(buffer);
+        end += (padding + buffer.len()) as u64;
+    }
+    parts
 }
 
 fn describe(label: Label, encoding: Encoding, pickle: u64, buffers: Vec<(u64, u64)>) -> Description {
