@@ -11,8 +11,6 @@ import io
 import json
 import os
 import sys
-import warnings
-from typing import Any, NamedTuple, NoReturn
 
 from metaflow import (
     _exit,
@@ -24,6 +22,12 @@ from metaflow import (
 )
 from metaflow._wire import Control
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from metaflow._wire import Message
+
 TASK_VARIABLE = "FERROFLOW_TASK_FD"
 # Where the zygote left the spec; without it the spec is the first frame on the control channel.
 SPEC_VARIABLE = "FERROFLOW_TASK_SPEC_FD"
@@ -34,10 +38,13 @@ _LOWEST_CONTROL_DESCRIPTOR = 200
 fork = os.fork
 
 
-class Descriptors(NamedTuple):
-    stdout: int
-    stderr: int
-    control: int
+class Descriptors:
+    __slots__ = ("control", "stderr", "stdout")
+
+    def __init__(self, stdout: int, stderr: int, control: int) -> None:
+        self.stdout = stdout
+        self.stderr = stderr
+        self.control = control
 
 
 class OutputFile(io.FileIO):
@@ -92,7 +99,7 @@ class Starter:
 def run_spawned(flow_class: type, control_descriptor: int, spec_descriptor: int | None) -> NoReturn:
     """In the fresh interpreter, once the flow is imported."""
     os.set_inheritable(control_descriptor, False)
-    control = Control(control_descriptor)
+    control = TaskControl(control_descriptor)
     if spec_descriptor is None:
         spec = control.receive()
     else:
@@ -100,6 +107,15 @@ def run_spawned(flow_class: type, control_descriptor: int, spec_descriptor: int 
             spec = json.loads(source.read())
     reopen_streams()
     run_task(flow_class, spec, control)
+
+
+class TaskControl(Control):
+    """Adds to the outcome what only this side knows."""
+
+    def send(self, message: Message) -> None:
+        if message.get("type") == "outcome" and isinstance(message.get("outcome"), dict):
+            message["outcome"].setdefault("imports", _imports.report())
+        super().send(message)
 
 
 def run_task(flow_class: type, spec: dict[str, Any], control: Control) -> NoReturn:
@@ -113,7 +129,7 @@ def run_task(flow_class: type, spec: dict[str, Any], control: Control) -> NoRetu
 
 
 def _connect(descriptors: Descriptors) -> Control:
-    return Control(_replace_streams(descriptors))
+    return TaskControl(_replace_streams(descriptors))
 
 
 def _replace_streams(descriptors: Descriptors) -> int:
@@ -164,5 +180,4 @@ def _reopened(stream: Any, descriptor: int, name: str) -> Any:
 def report_own_error() -> None:
     import traceback
 
-    warnings.resetwarnings()
     traceback.print_exc()

@@ -11,9 +11,12 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import NoReturn
 
 from metaflow._forksafety import open_descriptors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 # A process whose streams cannot be flushed at exit ends with this code, as CPython's does.
 _FLUSH_FAILED = 120

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from typing import NamedTuple
 
 from metaflow import _process
 
@@ -19,11 +18,14 @@ _GPU_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/")
 _NATIVE_MODULE_SUFFIXES = (".so", ".pyd", ".dylib")
 
 
-class Residue(NamedTuple):
+class Residue:
     """What was there before the import in question and is no news."""
 
-    threads: frozenset[int]
-    descriptors: frozenset[int]
+    __slots__ = ("descriptors", "threads")
+
+    def __init__(self, threads: frozenset[int], descriptors: frozenset[int]) -> None:
+        self.threads = threads
+        self.descriptors = descriptors
 
 
 NOTHING = Residue(frozenset(), frozenset())

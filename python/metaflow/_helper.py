@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import os
 import traceback
-from typing import Any, NoReturn
 
 from metaflow import _exit
-from metaflow._wire import Connection, Message
+from metaflow._wire import Connection
 
-Error = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from metaflow._wire import Message
+
+    Error = dict[str, Any]
 
 
 def serve(flow_class: type, descriptor: int) -> NoReturn:

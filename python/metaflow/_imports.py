@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+    from typing import Any
 
 # Quicker imports are not worth a message of their own; they are told with the next one.
 _WORTH_A_MESSAGE_SECONDS = 0.005

@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
 
 from metaflow._imports import is_installed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    Action = Callable[[], None]
 
 _MAY_SEED = re.compile(
     rb"seed|setstate|set_state|RandomState|default_rng|Random\(|PCG64|Philox|SFC64|MT19937"
     rb"|SeedSequence|Generator"
 )
-
-Action = Callable[[], None]
 
 TWIN_VARIABLE = "FERROFLOW_TWIN_FD"
 TWIN_FAILED = "a second import of the flow failed, so it is not known which generators it seeds"
@@ -113,6 +115,8 @@ def _digest(item: Any, random_module_state: Any) -> str:
         state = random_module_state
     else:
         state = _state(item)
+    import hashlib
+
     text = f"{type(item).__module__}.{type(item).__qualname__} {_plain(state)!r}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

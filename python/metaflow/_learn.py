@@ -14,18 +14,24 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
 
 from metaflow import _forksafety, _interpreter, _isolation, _process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
 _PROBE_PATIENCE_SECONDS = 120.0
 
 
-class Result(NamedTuple):
-    learned: list[str]
-    refused: list[str]
-    isolation: list[Any]
+class Result:
+    __slots__ = ("isolation", "learned", "refused")
+
+    def __init__(self, learned: list[str], refused: list[str], isolation: list[Any]) -> None:
+        self.learned = learned
+        self.refused = refused
+        self.isolation = isolation
 
 
 class Learner:

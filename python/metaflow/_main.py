@@ -7,7 +7,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 _ENGINE_VARIABLE = "FERROFLOW_ENGINE"
 _EXECUTABLE_STARTS = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
@@ -182,7 +185,7 @@ def _serve_fresh_zygote(flow_class: type, descriptor: int) -> NoReturn:
             _zygote.prepare(flow_class)
         chosen = _zygote.settings_from(settings)
         if actions is None:
-            chosen = chosen._replace(spawn_reason=_isolation.TWIN_FAILED)
+            chosen.spawn_reason = _isolation.TWIN_FAILED
         os.write(settings["took_over"], b"1")
         os.close(settings["took_over"])
         _zygote.serve(flow_class, descriptor, chosen, actions or [], {})

@@ -5,7 +5,9 @@ Set when the task starts; read by `_multicore`, which is imported only by flows 
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _step_cpus: float | None = None
 

@@ -6,19 +6,33 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import Any, NamedTuple
 
 from metaflow import _forksafety, _interpreter, _isolation, _process
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-class Origin(NamedTuple):
-    # Where the interpreter was started, for spawning; tasks forked stay where the import left.
-    directory: str
-    environment: dict[str, str]
-    random_module_state: Any
-    signals: _process.SignalHandlers
-    collects_garbage: bool
-    spawn_reason: str | None
+
+class Origin:
+    __slots__ = (
+        "collects_garbage",
+        "directory",
+        "environment",
+        "random_module_state",
+        "signals",
+        "spawn_reason",
+    )
+
+    def __init__(self, ours: frozenset[int]) -> None:
+        # Where the interpreter was started, for spawning; forked tasks stay where the import left.
+        self.directory = _interpreter.original_directory()
+        self.environment = dict(os.environ)
+        self.random_module_state: Any = _isolation.state_of_random_module()
+        before = _forksafety.Residue(frozenset(), ours)
+        self.spawn_reason = _forksafety.reason_against_forking(before)
+        self.collects_garbage = gc.isenabled()
+        self.signals = _process.signal_handlers()
 
 
 _origin: Origin | None = None
@@ -28,15 +42,7 @@ def remember(ours: frozenset[int] = frozenset()) -> Origin:
     """To be called once, in the process that imported the flow, before it forks. `ours` are
     descriptors that the import did not open."""
     global _origin
-    before = _forksafety.Residue(frozenset(), ours)
-    _origin = Origin(
-        directory=_interpreter.original_directory(),
-        environment=dict(os.environ),
-        random_module_state=_isolation.state_of_random_module(),
-        spawn_reason=_forksafety.reason_against_forking(before),
-        collects_garbage=gc.isenabled(),
-        signals=_process.signal_handlers(),
-    )
+    _origin = Origin(ours)
     return _origin
 
 

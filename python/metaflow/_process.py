@@ -8,8 +8,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    SignalHandlers = dict[int, Any]
 
 LINUX = sys.platform == "linux"
 
@@ -20,8 +25,6 @@ _prctl: Callable[..., int] | None = None
 # What the fork server ignores or uses itself, and a task must find as the user's import left it.
 _TAKEN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
 _KILL_PATIENCE_SECONDS = 10.0
-
-SignalHandlers = dict[int, Any]
 
 
 def _call_prctl(option: int, value: int) -> None:

@@ -12,10 +12,15 @@ import select
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
 
 from metaflow import _forksafety, _helper, _interpreter, _isolation, _origin, _process, _zygote
-from metaflow._wire import Connection, Frame, Message
+from metaflow._wire import Connection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from metaflow._wire import Frame, Message
 
 ZYGOTE_VARIABLE = "FERROFLOW_ZYGOTE_FD"
 ZYGOTE_SETTINGS_VARIABLE = "FERROFLOW_ZYGOTE_SETTINGS"
@@ -188,7 +193,7 @@ class Server:
             if self._isolation is None:
                 reason = _isolation.TWIN_FAILED
         if reason is not None and settings.spawn_reason is None:
-            settings = settings._replace(spawn_reason=reason)
+            settings.spawn_reason = reason
         server = os.getpid()
         pid = _forksafety.fork_quietly()
         if pid == 0:

@@ -11,8 +11,13 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    Message = dict[str, Any]
 
 PROTOCOL_VERSION = 1
 
@@ -22,13 +27,12 @@ DESCRIPTORS = {"open_zygote": 1, "task": 3}
 _LENGTH = struct.Struct("<I")
 _MOST_DESCRIPTORS = 16
 _ANCILLARY_SPACE = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
-_READ_SIZE = 1 << 18
+_READ_SIZE = 1 << 15
 
-Message = dict[str, Any]
 _encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def encode(message: Mapping[str, Any]) -> bytes:
+def encode(message: Message) -> bytes:
     """One frame. Text that is not valid Unicode (undecodable arguments) is replaced."""
     text = _encode_json(message)
     if "\\ud" in text:
@@ -40,7 +44,7 @@ def encode(message: Mapping[str, Any]) -> bytes:
 def _without_lone_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {
             _without_lone_surrogates(key): _without_lone_surrogates(item)
             for key, item in value.items()
@@ -73,7 +77,7 @@ class Connection:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: Mapping[str, Any], descriptors: Iterable[int] = ()) -> None:
+    def send(self, message: Message, descriptors: Iterable[int] = ()) -> None:
         data = encode(message)
         passed = array.array("i", descriptors)
         if not passed:
@@ -144,7 +148,7 @@ class Control:
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         """Send one `wire.TaskMessage`. A vanished engine is not the task's failure."""
         try:
             self._connection.send(message)

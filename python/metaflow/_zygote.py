@@ -9,21 +9,32 @@ from __future__ import annotations
 import gc
 import os
 import select
-from typing import Any, NamedTuple, NoReturn
 
 from metaflow import _child, _learn, _origin, _process
-from metaflow._wire import Connection, Frame, Message, encode
+from metaflow._wire import Connection, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from metaflow._wire import Frame, Message
 
 
-class Settings(NamedTuple):
-    learned: list[str]
-    learn_imports: bool
-    spawn_reason: str | None
+class Settings:
+    __slots__ = ("learn_imports", "learned", "spawn_reason")
+
+    def __init__(self, learned: list[str], learn_imports: bool, spawn_reason: str | None) -> None:
+        self.learned = learned
+        self.learn_imports = learn_imports
+        self.spawn_reason = spawn_reason
 
 
-class Running(NamedTuple):
-    attempt: dict[str, int]
-    pid: int
+class Running:
+    __slots__ = ("attempt", "pid")
+
+    def __init__(self, attempt: dict[str, int], pid: int) -> None:
+        self.attempt = attempt
+        self.pid = pid
 
 
 def settings_from(message: Message) -> Settings:

@@ -33,7 +33,7 @@ def describe(flow_class: type) -> dict[str, Any]:
 
 
 def run(flow_class: type, spec: dict[str, Any], control: Any) -> int:
-    code, message = 0, ""
+    code = 0
     try:
         result = getattr(flow_class, spec["step"])(spec, control)
     except SystemExit as leaving:
@@ -41,11 +41,7 @@ def run(flow_class: type, spec: dict[str, Any], control: Any) -> int:
     except BaseException:  # noqa: BLE001 - reported below
         traceback.print_exc()
         result, code = None, 1
-    from metaflow import _imports
-
-    control.send(
-        {"type": "outcome", "result": result, "imports": _imports.report(), "message": message}
-    )
+    control.send({"type": "outcome", "result": result, "outcome": {"ok": code == 0}})
     return code
 
 

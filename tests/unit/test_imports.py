@@ -40,8 +40,8 @@ def test_installed_packages_are_told_once_they_are_imported(tmp_path: Path) -> N
     outcome = run_flow(tmp_path, flow_with(body), RUN)
     assert told(outcome) == ["numpy"]
     assert outcome["messages"][0]["type"] == "imported"
-    assert outcome["messages"][-1]["imports"][0] == "numpy"
-    assert "own_module" not in outcome["messages"][-1]["imports"]
+    assert outcome["messages"][-1]["outcome"]["imports"][0] == "numpy"
+    assert "own_module" not in outcome["messages"][-1]["outcome"]["imports"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_imports_after_a_change_of_surroundings_do_not_count(tmp_path: Path, cha
     pytest.importorskip("numpy")
     outcome = run_flow(tmp_path, flow_with(f"{change}\nimport numpy"), RUN)
     assert told(outcome) == []
-    assert outcome["messages"][-1]["imports"] == []
+    assert outcome["messages"][-1]["outcome"]["imports"] == []
 
 
 def test_a_failed_import_is_not_told(tmp_path: Path) -> None:
