@@ -23,7 +23,29 @@ if TYPE_CHECKING:
     from metaflow._client import metadata as metadata
     from metaflow._client import namespace as namespace
     from metaflow._current import current as current
+    from metaflow._decorators import airflow_external_task_sensor as airflow_external_task_sensor
+    from metaflow._decorators import airflow_s3_key_sensor as airflow_s3_key_sensor
+    from metaflow._decorators import batch as batch
+    from metaflow._decorators import card as card
+    from metaflow._decorators import catch as catch
+    from metaflow._decorators import conda as conda
+    from metaflow._decorators import conda_base as conda_base
+    from metaflow._decorators import environment as environment
+    from metaflow._decorators import exit_hook as exit_hook
+    from metaflow._decorators import kubernetes as kubernetes
+    from metaflow._decorators import parallel as parallel
+    from metaflow._decorators import project as project
+    from metaflow._decorators import pypi as pypi
+    from metaflow._decorators import pypi_base as pypi_base
+    from metaflow._decorators import pytorch_parallel as pytorch_parallel
+    from metaflow._decorators import resources as resources
+    from metaflow._decorators import retry as retry
+    from metaflow._decorators import schedule as schedule
+    from metaflow._decorators import secrets as secrets
     from metaflow._decorators import step as step
+    from metaflow._decorators import timeout as timeout
+    from metaflow._decorators import trigger as trigger
+    from metaflow._decorators import trigger_on_finish as trigger_on_finish
     from metaflow._flow import FlowSpec as FlowSpec
     from metaflow._multicore import parallel_imap_unordered as parallel_imap_unordered
     from metaflow._multicore import parallel_map as parallel_map

@@ -20,38 +20,57 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
-    from typing import Any
+    from typing import Any, Protocol, TypeVar, overload
 
-STEP_DECORATORS = (
-    "airflow_external_task_sensor",
-    "airflow_s3_key_sensor",
-    "batch",
-    "card",
-    "catch",
-    "conda",
-    "environment",
-    "kubernetes",
-    "parallel",
-    "pypi",
-    "pytorch_parallel",
-    "resources",
-    "retry",
-    "secrets",
-    "timeout",
+    _Decorated = TypeVar("_Decorated")
+
+    class _Attach(Protocol):
+        def __call__(self, target: _Decorated, /) -> _Decorated: ...
+
+    class Decorator(Protocol):
+        """A decorator as type checkers see it: what it decorates keeps its type."""
+
+        @overload
+        def __call__(self, target: _Decorated, /) -> _Decorated: ...
+
+        @overload
+        def __call__(self, **attributes: Any) -> _Attach: ...
+
+
+_OF_STEPS = frozenset(
+    {
+        "airflow_external_task_sensor",
+        "airflow_s3_key_sensor",
+        "batch",
+        "card",
+        "catch",
+        "conda",
+        "environment",
+        "kubernetes",
+        "parallel",
+        "pypi",
+        "pytorch_parallel",
+        "resources",
+        "retry",
+        "secrets",
+        "timeout",
+    }
 )
-FLOW_DECORATORS = (
-    "airflow_external_task_sensor",
-    "airflow_s3_key_sensor",
-    "conda_base",
-    "exit_hook",
-    "project",
-    "pypi_base",
-    "schedule",
-    "trigger",
-    "trigger_on_finish",
+_OF_FLOWS = frozenset(
+    {
+        "airflow_external_task_sensor",
+        "airflow_s3_key_sensor",
+        "conda_base",
+        "exit_hook",
+        "project",
+        "pypi_base",
+        "schedule",
+        "trigger",
+        "trigger_on_finish",
+    }
 )
 # Those that may stand several times on one step or flow.
-REPEATABLE = frozenset(
+_REPEATABLE = frozenset(
     {"airflow_external_task_sensor", "airflow_s3_key_sensor", "card", "exit_hook"}
 )
 
@@ -147,9 +166,9 @@ class _Decorator:
         return self.attach(arguments[0], use)
 
     def attach(self, target: Any, use: DecoratorUse) -> Any:
-        if isinstance(target, type) and self.__name__ in FLOW_DECORATORS:
+        if isinstance(target, type) and self.__name__ in _OF_FLOWS:
             return _attach_to_flow(target, use)
-        if self.__name__ in STEP_DECORATORS:
+        if self.__name__ in _OF_STEPS:
             return _attach_to_step(target, use)
         raise BadFlowDecoratorException(
             f"@{self.__name__} decorates flows, not {_kind(target)}: "
@@ -176,7 +195,7 @@ def _attach_to_step(function: Any, use: DecoratorUse) -> Any:
             use.line,
             use.file,
         )
-    if use.name not in REPEATABLE and any(use.name == other.name for other in mark.decorators):
+    if use.name not in _REPEATABLE and any(use.name == other.name for other in mark.decorators):
         raise DuplicateStepDecoratorException(
             f"step `{function.__name__}` already has the decorator @{use.name}: remove one of them",
             use.line,
@@ -202,7 +221,7 @@ def uses_of_flow(flow_class: type) -> list[DecoratorUse]:
     uses: list[DecoratorUse] = []
     for ancestor in flow_class.__mro__:
         for use in ancestor.__dict__.get(USES, ()):
-            if use.name not in REPEATABLE and any(use.name == other.name for other in uses):
+            if use.name not in _REPEATABLE and any(use.name == other.name for other in uses):
                 raise DuplicateFlowDecoratorException(
                     f"flow `{flow_class.__name__}` already has the decorator @{use.name}, "
                     "its own or inherited: remove one of them",
@@ -259,11 +278,25 @@ def _place(frame: FrameType) -> tuple[int, str]:
     return frame.f_lineno, frame.f_code.co_filename
 
 
-DECORATORS = {name: _Decorator(name) for name in sorted({*STEP_DECORATORS, *FLOW_DECORATORS})}
-
-
-def __getattr__(name: str) -> Any:
-    try:
-        return DECORATORS[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+airflow_external_task_sensor: Decorator = _Decorator("airflow_external_task_sensor")
+airflow_s3_key_sensor: Decorator = _Decorator("airflow_s3_key_sensor")
+batch: Decorator = _Decorator("batch")
+card: Decorator = _Decorator("card")
+catch: Decorator = _Decorator("catch")
+conda: Decorator = _Decorator("conda")
+conda_base: Decorator = _Decorator("conda_base")
+environment: Decorator = _Decorator("environment")
+exit_hook: Decorator = _Decorator("exit_hook")
+kubernetes: Decorator = _Decorator("kubernetes")
+parallel: Decorator = _Decorator("parallel")
+project: Decorator = _Decorator("project")
+pypi: Decorator = _Decorator("pypi")
+pypi_base: Decorator = _Decorator("pypi_base")
+pytorch_parallel: Decorator = _Decorator("pytorch_parallel")
+resources: Decorator = _Decorator("resources")
+retry: Decorator = _Decorator("retry")
+schedule: Decorator = _Decorator("schedule")
+secrets: Decorator = _Decorator("secrets")
+timeout: Decorator = _Decorator("timeout")
+trigger: Decorator = _Decorator("trigger")
+trigger_on_finish: Decorator = _Decorator("trigger_on_finish")

@@ -16,6 +16,7 @@ from metaflow._source import (
     StepSource,
     class_line,
     file_of_class,
+    forget_files,
     source_of_step,
 )
 from metaflow.exception import BadStepDecoratorException, MetaflowException
@@ -52,6 +53,7 @@ def describe(flow_class: type) -> dict[str, Any]:
         ],
         "decorators": [_decorator(use) for use in uses_of_flow(flow_class)],
     }
+    forget_files()
     setattr(flow_class, _CACHE, description)
     return description
 

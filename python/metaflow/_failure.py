@@ -179,7 +179,8 @@ def _near_match(exception: BaseException) -> str | None:
         return None
     import difflib
 
-    names = [name for name in dir(exception.obj) if not name.startswith("_")]
+    names = {name for name in dir(exception.obj) if not name.startswith("_")}
+    names.discard(exception.name)
     near = difflib.get_close_matches(exception.name, names, 1)
     return f"Did you mean: '{near[0]}'?" if near else None
 

@@ -17,25 +17,52 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
+    from metaflow._artifacts import InputPack
     from metaflow._state import TaskState
 
 # What `str(self)` shows of the foreach item.
 _SHOWN_CHARACTERS = 20
 
 
-class _Name:
-    """`flow.name`: the name of the class, unless user code gave the artifact another value."""
+class ClassDefault:
+    """A class attribute that gives way to the artifact of its name, if the task inherits one."""
+
+    __slots__ = ("attribute", "value")
+
+    def __init__(self, attribute: str, value: Any) -> None:
+        self.attribute = attribute
+        self.value = value
 
     def __get__(self, flow: FlowSpec | None, flow_class: type | None = None) -> Any:
-        if flow is None:
-            return self
-        state = flow.__ferroflow__
-        source = state.source_of("name") if state is not None else None
-        if source is None or state is None:
-            return type(flow).__name__
-        state.loaded["name"] = source
-        value = flow.__dict__["name"] = source.get("name")
-        return value
+        state = flow.__ferroflow__ if flow is not None else None
+        source = state.source_of(self.attribute) if state is not None else None
+        if flow is None or state is None or source is None:
+            return self.default(flow_class)
+        return flow._load(state, self.attribute, source)
+
+    def default(self, _flow_class: type | None) -> Any:
+        return self.value
+
+
+class _Name(ClassDefault):
+    """`flow.name`: the name of the class, unless user code gave the artifact another value."""
+
+    __slots__ = ()
+
+    def default(self, flow_class: type | None) -> Any:
+        return self if flow_class is None else flow_class.__name__
+
+
+def let_artifacts_win(flow_class: type) -> None:
+    """Private class attributes are no constants: steps may assign to them, and the next step has
+    to see the artifact rather than what the class says."""
+    from metaflow._parameters import class_attribute, is_data
+
+    for attribute in dir(flow_class):
+        if attribute.startswith("_") and not attribute.startswith(("__", "_abc_")):
+            value = class_attribute(flow_class, attribute)
+            if is_data(value):
+                setattr(flow_class, attribute, ClassDefault(attribute, value))
 
 
 class FlowSpec:
@@ -50,7 +77,7 @@ class FlowSpec:
     __ferroflow__: TaskState | None
 
     if not TYPE_CHECKING:
-        name = _Name()
+        name = _Name("name", None)
     else:
         name: str
 
@@ -153,21 +180,31 @@ class FlowSpec:
             state = self.__ferroflow__
             source = state.source_of(name) if state is not None else None
             if source is not None and state is not None:
-                value = source.get(name)
-                state.loaded[name] = source
-                self.__dict__[name] = value
-                return value
+                return self._load(state, name, source)
+            if state is not None and name in state.read_only:
+                raise AttributeError(
+                    f"`{name}` has no value in this run: it was added to the flow after the run's "
+                    "parameters were stored; start a new run",
+                    name=name,
+                    obj=self,
+                )
         raise AttributeError(
             f"flow `{type(self).__name__}` has no attribute `{name}`", name=name, obj=self
         )
 
+    def _load(self, state: TaskState, name: str, source: InputPack) -> Any:
+        value = source.get(name)
+        state.loaded[name] = source
+        self.__dict__[name] = value
+        return value
+
     def __delattr__(self, name: str) -> None:
         state = self.__ferroflow__
-        if state is None or state.source_of(name) is None:
+        if state is None or name in state.read_only or state.source_of(name) is None:
             object.__delattr__(self, name)
             return
         self.__dict__.pop(name, None)
-        state.deleted.add(name)
+        state.forget(name)
 
     def __dir__(self) -> list[str]:
         names = set(super().__dir__())

@@ -172,7 +172,7 @@ def parameters_of(flow_class: type) -> dict[str, Parameter]:
     """The flow's parameters by attribute, in alphabetical order, inherited ones included."""
     found: dict[str, Parameter] = {}
     for attribute in dir(flow_class):
-        value = _class_attribute(flow_class, attribute)
+        value = class_attribute(flow_class, attribute)
         if isinstance(value, Parameter):
             if value.attribute is None:
                 value.attribute = attribute
@@ -192,23 +192,25 @@ def constants_of(flow_class: type) -> dict[str, Any]:
     for attribute in dir(flow_class):
         if attribute.startswith("_") or attribute in ours:
             continue
-        value = _class_attribute(flow_class, attribute)
+        value = class_attribute(flow_class, attribute)
         if isinstance(value, Constant):
             value = value.value
-        if _is_data(value):
+        if is_data(value):
             found[attribute] = value
     flow_class.__ferroflow_constants__ = found  # type: ignore[attr-defined]
     return found
 
 
-def _class_attribute(flow_class: type, attribute: str) -> Any:
+def class_attribute(flow_class: type, attribute: str) -> Any:
+    """The attribute as the class holds it, without asking a descriptor."""
     for ancestor in flow_class.__mro__:
         if attribute in ancestor.__dict__:
             return ancestor.__dict__[attribute]
     return None
 
 
-def _is_data(value: Any) -> bool:
+def is_data(value: Any) -> bool:
+    """Whether a class attribute holds a value rather than behaviour."""
     if callable(value) or isinstance(value, (Parameter, property, classmethod, staticmethod)):
         return False
     # Other descriptors (cached_property, slots) compute something rather than hold it.

@@ -67,6 +67,11 @@ class _File:
 _files: dict[str, _File] = {}
 
 
+def forget_files() -> None:
+    """Lets go of the syntax trees, which every task would otherwise inherit."""
+    _files.clear()
+
+
 def _parsed(path: str) -> _File:
     file = _files.get(path)
     if file is None:

@@ -134,13 +134,16 @@ class TaskState:
         if name not in values:
             pack = self.parameters()
             if name not in pack:
-                raise AttributeError(
-                    f"`{name}` has no value in this run: "
-                    "it was added to the flow after the run's parameters were stored",
-                    name=name,
-                )
+                # Python asks `FlowSpec.__getattr__` next, which says what is wrong.
+                raise AttributeError(name)
             values[name] = pack.get(name)
         return values[name]
+
+    def forget(self, name: str) -> None:
+        """The name is not passed on."""
+        if self.merged.pop(name, None) is None:
+            self.deleted.add(name)
+        self.loaded.pop(name, None)
 
 
 class Frames:

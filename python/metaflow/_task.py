@@ -14,6 +14,7 @@ from metaflow._artifacts import OutputPack
 from metaflow._current import current, point_client_at_run
 from metaflow._decorators import is_end_step, steps_of
 from metaflow._failure import Failure, print_to_stderr
+from metaflow._flow import let_artifacts_win
 from metaflow._inputs import Inputs
 from metaflow._parameters import Parameter, make_read_only, parameters_of
 from metaflow._state import OWN_OF_TASK, TakenTransition, TaskState
@@ -64,6 +65,7 @@ def prepare(flow_class: type) -> frozenset[str]:
         _reserve.append(bytes(_RESERVE_BYTES))
     steps_of(flow_class)
     _parameter_names(flow_class)
+    let_artifacts_win(flow_class)
     return make_read_only(flow_class)
 
 
@@ -296,6 +298,9 @@ class _Task:
         if transition is not None:
             own["_transition"] = transition.as_json()
             self._outcome["transition"] = transition.as_json()
+        learned = sys.modules.get("metaflow._imports")
+        if learned is not None:
+            self._outcome["imports"] = learned.report()
         for name, value in own.items():
             pack.set(name, value)
         pack.commit(self._outcome)

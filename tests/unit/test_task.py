@@ -240,3 +240,58 @@ def test_a_name_set_by_the_user_stays(task_runner):
     end = runner.run("end", inputs=[runner.input_of(start)])
     assert end.outcome["ok"], end.stderr
     assert end.pack.get("name") == "mine"
+
+
+def test_private_class_attributes_give_way_to_artifacts(task_runner):
+    runner = task_runner(
+        """
+        from metaflow import FlowSpec, step
+
+        class Base(FlowSpec):
+            _seen = None
+            __mine = 0
+
+            def count(self):
+                self.__mine += 1
+                return self.__mine
+
+        class Private(Base):
+            _other = 1
+            _seen = 0
+
+            @step
+            def start(self):
+                assert (self._seen, self.count()) == (0, 1)
+                self._seen = 5
+                self.next(self.end)
+
+            @step
+            def end(self):
+                assert (self._seen, self._other, self.count()) == (5, 1, 2)
+                assert Private._seen == 0
+        """
+    )
+    start = runner.run("start")
+    end = runner.run("end", inputs=[runner.input_of(start)])
+    assert end.outcome["ok"], end.stderr
+
+
+def test_a_parameter_that_the_run_does_not_have(load_flow, task_runner, tmp_path):
+    source = """
+        from metaflow import FlowSpec, Parameter, step
+
+        class Added(FlowSpec):
+            FIELD
+
+            @step
+            def start(self):
+                assert not hasattr(self, "missing")
+                self.alpha
+    """
+    runner = task_runner(source.replace("FIELD", "other = 1"))
+    runner.flow_class = load_flow(source.replace("FIELD", "alpha = Parameter('alpha')"))
+    start = runner.run("start")
+    assert start.stderr.splitlines()[-1] == (
+        "AttributeError: `alpha` has no value in this run: it was added to the flow after the "
+        "run's parameters were stored; start a new run"
+    )
