@@ -35,8 +35,6 @@ SPEC_VARIABLE = "FERROFLOW_TASK_SPEC_FD"
 # Out of the way of the numbers user code gets for the files it opens.
 _LOWEST_CONTROL_DESCRIPTOR = 200
 
-fork = os.fork
-
 
 class Descriptors:
     __slots__ = ("control", "stderr", "stdout")

@@ -76,8 +76,12 @@ def _thread_ids() -> list[int]:
         return []
 
 
+def is_single_threaded() -> bool:
+    return len(_thread_ids()) < 2
+
+
 def _native_threads(before: frozenset[int], imported: str | None) -> str | None:
-    if len(_thread_ids()) == 1:
+    if is_single_threaded():
         return None
     # OpenBLAS and its like stop their threads when a process forks: what is left after a fork
     # is what counts.
@@ -104,7 +108,7 @@ def _fork_and_forget() -> None:
 def fork_quietly() -> int:
     """`os.fork` without the warning that a process with native threads forks: whoever calls this
     has looked at the threads."""
-    if len(_thread_ids()) < 2:
+    if is_single_threaded():
         return os.fork()
     import warnings
 

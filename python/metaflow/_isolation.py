@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
     Action = Callable[[], None]
 
+# Calls and imports of whatever has `seed` in its name, and the generators' own names. A parameter
+# called `seed` is none of them.
 _MAY_SEED = re.compile(
-    rb"seed|setstate|set_state|RandomState|default_rng|Random\(|PCG64|Philox|SFC64|MT19937"
-    rb"|SeedSequence|Generator"
+    rb"seed\w*\s*\(|import\b.*seed|(?<!\bself)\.seed\b|setstate|set_state|RandomState"
+    rb"|default_rng|Random\s*\(|PCG64|Philox|SFC64|MT19937|SeedSequence|Generator\s*\("
 )
 
 TWIN_VARIABLE = "FERROFLOW_TWIN_FD"
@@ -211,15 +213,18 @@ def _of_tempfile() -> Any:
     return getattr(names, "_rng", None)
 
 
-def user_source_may_seed() -> bool:
-    """Whether a module that is not installed contains a word that seeding needs."""
+def user_source_may_seed(flow_class: type) -> bool:
+    """Whether a module that is not installed contains words that seeding needs. Bodies of steps
+    do not count: they never run during an import."""
+    steps = _step_lines(flow_class)
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or is_installed(file) or _is_ours(file):
             continue
         try:
             with open(file, "rb") as source:
-                if _MAY_SEED.search(source.read()):
+                text = _without(source.read(), steps.get(file, []))
+                if _MAY_SEED.search(text):
                     return True
         except OSError:
             return True
@@ -230,10 +235,38 @@ def _is_ours(file: str) -> bool:
     return os.path.dirname(file) == os.path.dirname(__file__)
 
 
-def needs_twin(generators: Generators) -> bool:
+def _step_lines(flow_class: type) -> dict[str, list[tuple[int, int]]]:
+    """First and last line of each step's code, by file."""
+    from metaflow._decorators import steps_of
+
+    found: dict[str, list[tuple[int, int]]] = {}
+    for function in steps_of(flow_class).values():
+        code = getattr(function, "__code__", None)
+        if code is not None:
+            lines = (code.co_firstlineno, _last_line(code))
+            found.setdefault(code.co_filename, []).append(lines)
+    return found
+
+
+def _last_line(code: Any) -> int:
+    last: int = max((line for _, _, line in code.co_lines() if line), default=code.co_firstlineno)
+    nested = (each for each in code.co_consts if hasattr(each, "co_lines"))
+    return max([last, *map(_last_line, nested)])
+
+
+def _without(text: bytes, ranges: list[tuple[int, int]]) -> bytes:
+    if not ranges:
+        return text
+    lines = text.splitlines(keepends=True)
+    for first, last in ranges:
+        lines[first - 1 : last] = [b"\n"] * len(lines[first - 1 : last])
+    return b"".join(lines)
+
+
+def needs_twin(generators: Generators, flow_class: type) -> bool:
     if generators.is_empty():
         return False
-    return not generators.only_module_globals() or user_source_may_seed()
+    return not generators.only_module_globals() or user_source_may_seed(flow_class)
 
 
 def write_digests(descriptor: int) -> None:
@@ -267,8 +300,8 @@ class Twin:
         return set(json.loads(text)) if text else None
 
 
-def actions_now(random_module_state: Any) -> list[Action] | None:
+def actions_now(random_module_state: Any, flow_class: type) -> list[Action] | None:
     """What each forked task has to do first; `None` if the twin failed."""
     generators = Generators(random_module_state)
-    seeded = Twin().seeded() if needs_twin(generators) else set()
+    seeded = Twin().seeded() if needs_twin(generators, flow_class) else set()
     return None if seeded is None else generators.actions(seeded)

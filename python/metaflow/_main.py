@@ -181,7 +181,7 @@ def _serve_fresh_zygote(flow_class: type, descriptor: int) -> NoReturn:
         _process.take_signals()
         actions: list[Any] | None = []
         if origin.spawn_reason is None and not settings["spawn"]:
-            actions = _isolation.actions_now(origin.random_module_state)
+            actions = _isolation.actions_now(origin.random_module_state, flow_class)
             _zygote.prepare(flow_class)
         chosen = _zygote.settings_from(settings)
         if actions is None:

@@ -157,7 +157,7 @@ class Server:
         if self._generators is not None or _origin.get().spawn_reason is not None:
             return
         self._generators = _isolation.Generators(_origin.get().random_module_state)
-        if _isolation.needs_twin(self._generators):
+        if _isolation.needs_twin(self._generators, self._flow_class):
             self._twin = _isolation.Twin()
 
     def _prepared_isolation(self) -> list[Any] | None:

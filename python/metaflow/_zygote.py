@@ -10,7 +10,7 @@ import gc
 import os
 import select
 
-from metaflow import _child, _learn, _origin, _process
+from metaflow import _child, _forksafety, _learn, _origin, _process
 from metaflow._wire import Connection, encode
 
 TYPE_CHECKING = False
@@ -87,6 +87,7 @@ class Zygote:
         self._by_attempt: dict[tuple[int, int], Running] = {}
         self._left_behind: set[int] = set()
         self._outbox = bytearray()
+        self._fork = os.fork
         self._children_file = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
 
     def run(self) -> NoReturn:
@@ -109,6 +110,8 @@ class Zygote:
         # A collection in a child would touch, and so copy, every page of the parent's objects.
         gc.disable()
         gc.freeze()
+        # Learned imports may leave benign threads, of which Python would warn at every fork.
+        self._fork = os.fork if _forksafety.is_single_threaded() else _forksafety.fork_quietly
 
     def _spawn_reason(self) -> str | None:
         return self._settings.spawn_reason or self._learner.spawn_reason
@@ -167,7 +170,7 @@ class Zygote:
 
     def _fork_task(self, frame: Frame) -> int:
         zygote = os.getpid()
-        pid = _child.fork()
+        pid = self._fork()
         if pid != 0:
             return pid
         try:

@@ -160,3 +160,59 @@ def test_no_twin_where_nothing_can_be_seeded(tmp_path: Path) -> None:
     )
     run_flow(tmp_path, before, "def scenario(engine):\n    engine.open_zygote().run('step')\n")
     assert (tmp_path / "imports.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "source, may_seed",
+    [
+        ("random.seed(1)", True),
+        ("np.random.seed( 3 )", True),
+        ("seed_everything(1)", True),
+        ("transformers.set_seed(1)", True),
+        ("from random import seed", True),
+        ("reseed = random.seed", True),
+        ("rng = np.random.default_rng", True),
+        ("r = random.Random(1)", True),
+        ("np.random.set_state(kept)", True),
+        ("seed = Parameter('seed', default=1)", False),
+        ("def gen() -> Generator[int, None, None]: yield 1", False),
+        ("x = random.random()", False),
+    ],
+)
+def test_words_that_seed(source: str, may_seed: bool) -> None:
+    from metaflow import _isolation
+
+    assert (_isolation._MAY_SEED.search(source.encode()) is not None) is may_seed
+
+
+def test_seeding_inside_steps_needs_no_twin(tmp_path: Path) -> None:
+    """Steps do not run during the import."""
+    pytest.importorskip("metaflow._native")
+    import importlib.util
+
+    source = (
+        "from metaflow import FlowSpec, step\nimport random\n\n"
+        "class Seeding(FlowSpec):\n"
+        "    @step\n"
+        "    def start(self):\n"
+        "        def inner():\n"
+        "            random.seed(1)\n"
+        "        inner()\n"
+        "        self.next(self.end)\n\n"
+        "    @step\n"
+        "    def end(self):\n"
+        "        random.seed(2)\n"
+    )
+    for extra, may_seed in (("", False), ("\nrandom.seed(3)\n", True)):
+        file = tmp_path / f"flow{len(extra)}.py"
+        file.write_text(source + extra)
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        from metaflow import _isolation
+
+        text = _isolation._without(
+            file.read_bytes(), _isolation._step_lines(module.Seeding)[str(file)]
+        )
+        assert (_isolation._MAY_SEED.search(text) is not None) is may_seed
