@@ -118,27 +118,20 @@ def step(
     the first or the last one; `node_info` is kept beside the step in the graph.
     """
     mark = StepMark(start, end, node_info)
+    frame = sys._getframe(1)
+    place = (frame.f_lineno, frame.f_code.co_filename)
 
     def declare(candidate: Any) -> Any:
         if not isinstance(candidate, FunctionType):
             raise BadStepDecoratorException(
                 f"@step marks methods of a flow, not {_kind(candidate)}: "
                 "write it directly above a `def`",
-                *_place(sys._getframe(1)),
+                *place,
             )
         setattr(candidate, MARK, mark)
         return candidate
 
-    if function is None:
-        return declare
-    if not isinstance(function, FunctionType):
-        raise BadStepDecoratorException(
-            f"@step marks methods of a flow, not {_kind(function)}: "
-            "write it directly above a `def`",
-            *_place(sys._getframe(1)),
-        )
-    setattr(function, MARK, mark)
-    return function
+    return declare if function is None else declare(function)
 
 
 class _Decorator:
@@ -272,10 +265,6 @@ def _kind(target: object) -> str:
     if isinstance(target, FunctionType):
         return f"the function `{target.__name__}`"
     return f"a {type(target).__name__}"
-
-
-def _place(frame: FrameType) -> tuple[int, str]:
-    return frame.f_lineno, frame.f_code.co_filename
 
 
 airflow_external_task_sensor: Decorator = _Decorator("airflow_external_task_sensor")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from metaflow._state import TaskState
 
 _MISSING = object()
+_MOST_OPEN_PACKS = 1000
 
 
 class Inputs:
@@ -294,6 +295,9 @@ def _compare(
                 digests[name] = digest
             elif digest != digests[name]:
                 conflicts.add(name)
+        if len(packs) > _MOST_OPEN_PACKS:
+            # It is read again should anything ask for it: a wide join must not hold them all.
+            pack._native = None
     return found, conflicts
 
 
