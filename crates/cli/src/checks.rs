@@ -25,7 +25,10 @@ pub fn supported(context: &Context) -> Result<(), Failure> {
                 "--{option} {value} is not in this version; use --{option} local"
             )));
         }
-        return Err(Failure::usage(format!("Invalid value for '--{option}': '{value}' is not one of 'local', '{}'.", later.join("', '"))));
+        return Err(Failure::usage(format!(
+            "Invalid value for '--{option}': '{value}' is not one of 'local', '{}'.",
+            later.join("', '")
+        )));
     }
     Ok(())
 }

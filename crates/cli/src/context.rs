@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use ferroflow_compute::local::FrontEnd;
+use ferroflow_compute::frontend::FrontEnd;
 use ferroflow_core::ir::Flow;
 use ferroflow_core::port::{MetadataError, MetadataStore};
 use ferroflow_core::task::StoreLocation;
@@ -49,7 +49,11 @@ impl Context {
         if self.root_is_new && !create {
             return Err(Failure::new(
                 "Object not found",
-                format!("there is no run of {} yet: nothing was run in or above {}", self.flow.name, self.cwd.display()),
+                format!(
+                    "there is no run of {} yet: nothing was run in or above {}",
+                    self.flow.name,
+                    self.cwd.display()
+                ),
             ));
         }
         SqliteMetadata::open(&self.root).map_err(Failure::from)
@@ -57,9 +61,8 @@ impl Context {
 
     /// Sends a request to the flow's process and waits for its answer.
     pub async fn ask(&self, request: Request) -> Result<Value, Failure> {
-        let reply = self.front_end.request(request).await.map_err(|error| {
-            Failure::new("Internal error", format!("the flow's own process does not answer: {error}"))
-        })?;
+        let reply =
+            self.front_end.request(request).await.map_err(|error| Failure::new("Internal error", error.to_string()))?;
         match reply.error {
             Some(error) => Err(error.into()),
             None => Ok(reply.ok.unwrap_or(Value::Null)),

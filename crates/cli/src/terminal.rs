@@ -55,7 +55,8 @@ impl Lines {
         if let Some(task) = task {
             let bracket = bracket(task);
             // Writing to a String cannot fail.
-            let _ = if self.colours { write!(prefix, "\x1b[32m{bracket}\x1b[0m ") } else { write!(prefix, "{bracket} ") };
+            let _ =
+                if self.colours { write!(prefix, "\x1b[32m{bracket}\x1b[0m ") } else { write!(prefix, "{bracket} ") };
         }
         prefix
     }
@@ -173,9 +174,10 @@ impl LiveConsole {
         if self.order.len() < MOST_BARS {
             return;
         }
-        let finished = self.order.iter().position(|step| {
-            self.by_step.get(step).is_some_and(|bar| bar.length() == Some(bar.position()))
-        });
+        let finished = self
+            .order
+            .iter()
+            .position(|step| self.by_step.get(step).is_some_and(|bar| bar.length() == Some(bar.position())));
         if let Some(index) = finished {
             let step = self.order.remove(index);
             if let Some(bar) = self.by_step.remove(&step) {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use ferroflow_core::id::{AttemptId, RunId, StepName};
 use ferroflow_core::metadata::{MetadataEntry, Record};
-use ferroflow_core::port::{ComputeLayer, EventSink, Later, LayerEvent, LogPlace, LogStore, MetadataError, MetadataStore};
+use ferroflow_core::port::{
+    ComputeLayer, EventSink, Later, LayerEvent, LogPlace, LogStore, MetadataError, MetadataStore,
+};
 use ferroflow_core::run::{Action, Event, Line, Message, Run, RunEnd};
 use ferroflow_core::task::Millis;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -98,8 +100,7 @@ pub async fn drive(
     let Letters { mut receiver, backlog } = letters;
     let (failure_sender, mut failures) = unbounded_channel();
     let wants_progress = parts.console.wants_progress();
-    let output =
-        Output::start(parts.console, parts.logs, parts.max_log_size, backlog, failure_sender.clone());
+    let output = Output::start(parts.console, parts.logs, parts.max_log_size, backlog, failure_sender.clone());
     let recorder = Recorder::start(parts.metadata, parts.flow.clone(), parts.run.clone(), failure_sender);
     let mut driver = Driver {
         machine,

@@ -2,9 +2,9 @@
 //! that a slow terminal or disk never holds up scheduling.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use ferroflow_core::id::AttemptId;

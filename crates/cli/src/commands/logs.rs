@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::metadata::{DataRef, TaskRow};
 use ferroflow_core::port::{LogLine, LogPlace, LogStore, Stream};
-use ferroflow_store::LocalLogs;
+use ferroflow_store::{Datastore, FileLogStore};
 use jiff::tz::TimeZone;
 
 use crate::arguments::{LogsOptions, ScrubOptions};
@@ -16,7 +16,7 @@ use crate::terminal::local_time;
 pub fn logs(context: &Context, options: &LogsOptions) -> Result<(), Failure> {
     let metadata = context.metadata(false)?;
     let tasks = super::tasks_at(context, &metadata, &options.path)?;
-    let logs = LocalLogs::open(&context.root);
+    let logs = FileLogStore::new(Datastore::new(&context.root));
     for task in &tasks {
         eprintln!("Dumping logs of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
         let lines = logs.read(&place(context, task, options.attempt))?;
@@ -70,5 +70,7 @@ fn place(context: &Context, row: &TaskRow, attempt: Option<u32>) -> LogPlace {
 }
 
 pub fn scrub(_context: &Context, _options: &ScrubOptions) -> Result<(), Failure> {
-    Err(Failure::invalid_command("`logs scrub` is not in this version; delete the task's `.log` file in the datastore instead"))
+    Err(Failure::invalid_command(
+        "`logs scrub` is not in this version; delete the task's `.log` file in the datastore instead",
+    ))
 }

@@ -32,7 +32,10 @@ pub fn tasks_at(context: &Context, metadata: &dyn MetadataStore, path: &str) -> 
     let mut tasks: Vec<TaskRow> =
         metadata.tasks(flow, &run)?.into_iter().filter(|row| row.record.step == step_name).collect();
     if tasks.is_empty() {
-        return Err(Failure::new("Object not found", format!("No Tasks found for {run}/{step}: the run has none of this step")));
+        return Err(Failure::new(
+            "Object not found",
+            format!("No Tasks found for {run}/{step}: the run has none of this step"),
+        ));
     }
     if let Some(task) = task {
         tasks.retain(|row| row.record.task.to_string() == task);

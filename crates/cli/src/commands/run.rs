@@ -12,7 +12,7 @@ use ferroflow_core::port::MetadataStore;
 use ferroflow_core::run::{Line, ResumePlan, Run, RunEnd, RunSettings};
 use ferroflow_core::wire::Request;
 use ferroflow_engine::{Mailbox, Parts, StopRequest, clock, drive, resume};
-use ferroflow_store::{LocalLogs, SqliteMetadata};
+use ferroflow_store::{Datastore, FileLogStore, SqliteMetadata};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -23,11 +23,7 @@ use crate::report::Failure;
 use crate::terminal;
 
 /// `run`: exit code of the command.
-pub async fn run(
-    context: &Context,
-    options: RunOptions,
-    given: BTreeMap<String, Vec<String>>,
-) -> Result<u8, Failure> {
+pub async fn run(context: &Context, options: RunOptions, given: BTreeMap<String, Vec<String>>) -> Result<u8, Failure> {
     checks::supported(context)?;
     let user = context.config.user.clone();
     context.ask(Request::Convert { id: 0, given, user }).await?;
@@ -91,9 +87,9 @@ fn known_step(graph: &Graph, step: &str) -> Result<StepName, Failure> {
     if graph.step(step).is_some() {
         return Ok(StepName::from(step));
     }
-    let hint = ferroflow_core::suggestion::did_you_mean(step, graph.names());
+    let hint = ferroflow_core::suggestion::did_you_mean(step, graph.names(), |name| format!("`{name}`"));
     Err(Failure::invalid_command(format!(
-        "Step `{step}` is not in the flow{hint}. Its steps are: {}.",
+        "Step `{step}` is not in the flow.{hint} Its steps are: {}.",
         graph.names().join(", ")
     )))
 }
@@ -123,7 +119,7 @@ fn create_run(
         origin_run,
         graph: serde_json::to_string(&*graph.flow).expect("a flow is plain data"),
         created_at: clock::now(),
-        engine: ferroflow_store::this_process(),
+        engine: ferroflow_store::engine_identity_of_this_process(),
     };
     Ok(metadata.create_run(&new)?)
 }
@@ -155,9 +151,8 @@ fn write_run_files(context: &Context, options: &RunOptions, run: &RunId) -> Resu
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
-    let problem = |error: std::io::Error| {
-        Failure::new("Data store error", format!("cannot write `{}`: {error}", path.display()))
-    };
+    let problem =
+        |error: std::io::Error| Failure::new("Data store error", format!("cannot write `{}`: {error}", path.display()));
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(problem)?;
     }
@@ -185,19 +180,16 @@ async fn start(
     plan: Option<ResumePlan>,
 ) -> Result<u8, Failure> {
     let (mailbox, letters) = Mailbox::new();
-    let environments = graph
-        .steps
-        .iter()
-        .map(|step| (step.name.clone(), step.policy.environment.clone()))
-        .collect();
-    let settings = LocalSettings { spawn: context.config.spawn, learn_imports: context.config.learn_imports, environments };
+    let environments = graph.steps.iter().map(|step| (step.name.clone(), step.policy.environment.clone())).collect();
+    let settings =
+        LocalSettings { spawn: context.config.spawn, learn_imports: context.config.learn_imports, environments };
     let layer = Arc::new(LocalLayer::new(context.front_end.clone(), settings, mailbox));
     let machine = Run::new(Arc::new(graph), run_settings(context, options, &run), plan)
         .map_err(|text| Failure::new("Internal error", text))?;
     let parts = Parts {
         layer,
         metadata: Arc::new(metadata),
-        logs: Arc::new(LocalLogs::open(&context.root)),
+        logs: Arc::new(FileLogStore::new(Datastore::new(&context.root))),
         console: terminal::for_this_process(),
         flow: context.flow.name.clone(),
         run: run.clone(),
@@ -236,7 +228,8 @@ fn run_settings(context: &Context, options: &RunOptions, run: &RunId) -> RunSett
 /// SIGINT, SIGTERM and SIGHUP become requests to stop.
 fn watch_signals() -> Result<UnboundedReceiver<StopRequest>, Failure> {
     let (sender, receiver) = unbounded_channel();
-    let kinds = [(SignalKind::interrupt(), "SIGINT"), (SignalKind::terminate(), "SIGTERM"), (SignalKind::hangup(), "SIGHUP")];
+    let kinds =
+        [(SignalKind::interrupt(), "SIGINT"), (SignalKind::terminate(), "SIGTERM"), (SignalKind::hangup(), "SIGHUP")];
     for (kind, name) in kinds {
         let mut signals = signal(kind)
             .map_err(|error| Failure::new("Internal error", format!("cannot watch for {name}: {error}")))?;

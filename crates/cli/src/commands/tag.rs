@@ -52,7 +52,12 @@ fn run_id(text: &str) -> Result<RunId, Failure> {
     Ok(RunId::from(text))
 }
 
-fn known_run(context: &Context, metadata: &dyn MetadataStore, verb: &str, run: Option<String>) -> Result<RunId, Failure> {
+fn known_run(
+    context: &Context,
+    metadata: &dyn MetadataStore,
+    verb: &str,
+    run: Option<String>,
+) -> Result<RunId, Failure> {
     match run {
         Some(run) => run_id(&run),
         None => {
@@ -63,7 +68,12 @@ fn known_run(context: &Context, metadata: &dyn MetadataStore, verb: &str, run: O
     }
 }
 
-fn in_namespace(context: &Context, metadata: &dyn MetadataStore, run: &RunId, namespace: Option<&str>) -> Result<(), Failure> {
+fn in_namespace(
+    context: &Context,
+    metadata: &dyn MetadataStore,
+    run: &RunId,
+    namespace: Option<&str>,
+) -> Result<(), Failure> {
     let row = metadata.run(&context.flow.name, run)?;
     let Some(namespace) = namespace.filter(|namespace| !namespace.is_empty()) else { return Ok(()) };
     if row.tags.iter().chain(&row.system_tags).any(|tag| tag == namespace) {
