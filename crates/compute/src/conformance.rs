@@ -4,7 +4,6 @@
 //! `docs/contributing/add-a-compute-layer.md` tells how to use it.
 
 use std::future::Future;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +12,10 @@ use ferroflow_core::port::{ComputeLayer, EventSink, LayerEvent, StopSignal, Stre
 use ferroflow_core::task::{
     AttemptReport, Cause, CauseKind, InputRef, ProcessExit, StoreLocation, TaskLaunch, TaskSpec,
 };
+use rustix::process::getpid;
 use tokio::sync::Notify;
+
+use crate::processes::descendants;
 
 /// How long anything in the suite may take. Generous: a layer may start containers.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -277,13 +279,14 @@ impl Bench {
     }
 }
 
-/// Processes the layer told of must be gone (where a layer tells them, they are on this machine).
+/// Processes the layer told of must be gone. Only our own family is looked at: the number of a
+/// process that ended, or that a fake made up, may be a stranger's.
 fn check_nothing_runs(events: &[LayerEvent]) {
+    let family = descendants(getpid());
     for event in events {
         if let LayerEvent::Started { id, pid: Some(pid) } = event {
-            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let ended = !Path::new(&format!("/proc/{pid}")).exists() || state.contains(") Z ");
-            assert!(ended, "process {pid} of {id} is alive after `shut_down`: {state}");
+            let alive = family.iter().find(|process| process.pid.as_raw_pid() as u32 == *pid && !process.ended);
+            assert_eq!(alive, None, "a process of {id} is alive after `shut_down`");
         }
     }
 }

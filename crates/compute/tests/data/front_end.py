@@ -4,6 +4,7 @@ test the local layer alone. Nothing here is part of the product.
 """
 
 import array
+import contextlib
 import ctypes
 import json
 import os
@@ -26,7 +27,7 @@ class Connection:
         self.socket.sendall(struct.pack("<I", len(body)) + body)
 
     def receive(self):
-        while len(self.buffer) < 4 or len(self.buffer) < 4 + struct.unpack("<I", self.buffer[:4])[0]:
+        while not self.pending():
             data, ancillary, _, _ = self.socket.recvmsg(1 << 16, socket.CMSG_SPACE(64))
             for _, _, passed in ancillary:
                 fds = array.array("i")
@@ -43,7 +44,9 @@ class Connection:
         return message, fds
 
     def pending(self):
-        return len(self.buffer) >= 4 and len(self.buffer) >= 4 + struct.unpack("<I", self.buffer[:4])[0]
+        if len(self.buffer) < 4:
+            return False
+        return len(self.buffer) >= 4 + struct.unpack("<I", self.buffer[:4])[0]
 
 
 def children(pid):
@@ -59,10 +62,8 @@ def kill_descendants():
         except ChildProcessError:
             return
         for pid in children(os.getpid()):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         time.sleep(0.001)
 
 
@@ -71,10 +72,18 @@ def serve_front_end():
     server = Connection(socket.socket(fileno=0))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     flow = {"name": "ConformanceFlow", "file": "/f.py", "steps": []}
-    server.send({
-        "protocol": 1, "language": "python", "language_version": "3", "executable": sys.executable,
-        "script": "f.py", "arguments": ["run"], "pid": os.getpid(), "flow": flow,
-    })
+    server.send(
+        {
+            "protocol": 1,
+            "language": "python",
+            "language_version": "3",
+            "executable": sys.executable,
+            "script": "f.py",
+            "arguments": ["run"],
+            "pid": os.getpid(),
+            "flow": flow,
+        }
+    )
     try:
         while True:
             message, fds = server.receive()
@@ -139,14 +148,18 @@ def reap(engine, by_pid):
         if attempt is None:
             continue
         code = os.waitstatus_to_exitcode(status)
-        engine.send({
-            "type": "exited", "attempt": attempt, "leftover": 0,
-            "exit": {"signal": -code} if code < 0 else {"code": code},
-            "usage": {
-                "cpu_seconds": usage.ru_utime + usage.ru_stime,
-                "peak_memory": usage.ru_maxrss * 1024,
-            },
-        })
+        engine.send(
+            {
+                "type": "exited",
+                "attempt": attempt,
+                "leftover": 0,
+                "exit": {"signal": -code} if code < 0 else {"code": code},
+                "usage": {
+                    "cpu_seconds": usage.ru_utime + usage.ru_stime,
+                    "peak_memory": usage.ru_maxrss * 1024,
+                },
+            }
+        )
 
 
 def handle(engine, by_pid, environment, message, fds):
@@ -155,7 +168,8 @@ def handle(engine, by_pid, environment, message, fds):
         if spec["step"] == "unstartable":
             for fd in fds:
                 os.close(fd)
-            engine.send({"type": "start_failed", "attempt": attempt, "message": "no more processes"})
+            failed = {"type": "start_failed", "attempt": attempt}
+            engine.send({**failed, "message": "no more processes"})
             return
         zygote = os.getpid()
         pid = os.fork()
@@ -279,6 +293,7 @@ def background(spec, control, zygote):
 
 def daemon(spec, control, zygote):
     """Leaves two processes that nothing ties to the task."""
+    reading, writing = os.pipe()
     for _ in range(2):
         if os.fork() == 0:
             os.setsid()
@@ -290,10 +305,12 @@ def daemon(spec, control, zygote):
                     os.dup2(null, stream)
                 with open("/proc/self/comm", "w") as name:
                     name.write("left_behind")
+                os.write(writing, b".")
                 time.sleep(600)
             os._exit(0)
     for _ in range(2):
         os.wait()
+        os.read(reading, 1)
     outcome(control)
     return 0
 
@@ -380,9 +397,28 @@ def progress(spec, control, zygote):
 TASKS = {
     function.__name__: function
     for function in (
-        quick, silent, loud, fails, dies, sleeps, stubborn, flood, background, daemon, closed, garbage,
-        garbage_after, crashes, killed, imports, explodes, tells, takes_zygote_along, takes_memory,
-        spawned, progress,
+        quick,
+        silent,
+        loud,
+        fails,
+        dies,
+        sleeps,
+        stubborn,
+        flood,
+        background,
+        daemon,
+        closed,
+        garbage,
+        garbage_after,
+        crashes,
+        killed,
+        imports,
+        explodes,
+        tells,
+        takes_zygote_along,
+        takes_memory,
+        spawned,
+        progress,
     )
 }
 

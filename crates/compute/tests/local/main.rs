@@ -23,6 +23,8 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 /// A layer kills every descendant of its process: no two tests may run at the same time.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+// The layer waits for its front end, as an engine that was executed in its parent's place does.
+#[expect(clippy::zombie_processes)]
 async fn start_front_end() -> FrontEnd {
     let (engine_end, front_end_end) = UnixStream::pair().expect("a socket pair");
     Command::new("python3")
