@@ -214,9 +214,10 @@ fn turn(world: &mut World, case: &Case, at: usize) {
     let launch = world.out[&id].clone();
     let lost = launch.spec.max_user_code_retries - 2;
     let tries = launch.spec.attempt - lost;
+    assert_eq!(launch.spec.fallback, tries > 2, "a fallback comes when the retries are used up");
     let report = match fate {
         Fate::Raise if tries < 2 => raised("ValueError", "unlucky"),
-        Fate::Die if tries < 2 => killed(9),
+        Fate::Die if tries < 2 || may_fall_back(world, &launch, tries) => killed(9),
         Fate::Lose | Fate::LoseUnstarted if lost < 3 => {
             if matches!(fate, Fate::Lose) {
                 world.start(id);
@@ -230,6 +231,12 @@ fn turn(world: &mut World, case: &Case, at: usize) {
     };
     world.run_task(id, report);
     world.run.check_invariants();
+}
+
+/// Whether another attempt follows a death once user retries are used up.
+fn may_fall_back(world: &World, launch: &TaskLaunch, tries: u32) -> bool {
+    let step = world.graph.step(launch.spec.step.as_str()).expect("a step");
+    tries < 2 + world.graph.steps[step].policy.fallbacks
 }
 
 /// Data of every task that is done, by what it is; static branches are told apart by the step.

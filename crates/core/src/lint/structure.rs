@@ -234,26 +234,23 @@ impl<'a> Balance<'a> {
                  split in a step before it."
             ));
         };
+        // The same split always has the same splits around it: comparing the innermost is enough.
         for (parent, open) in edges {
-            match open.split_last() {
-                Some(((other, _), around)) if other == split && around == outer => {}
-                Some(((other, _), _)) if other != split => {
-                    return fail(format!(
-                        "Join `{name}` mixes the splits of steps `{}` and `{}`; a join closes one \
-                         split.",
-                        self.name(*split),
-                        self.name(*other)
-                    ));
-                }
-                _ => {
-                    return fail(format!(
-                        "Join `{name}` mixes branches of the split of step `{}` with step `{}`, \
-                         which is not inside that split.",
-                        self.name(*split),
-                        self.name(*parent)
-                    ));
-                }
-            }
+            let message = match open.last() {
+                Some((other, _)) if other == split => continue,
+                Some((other, _)) => format!(
+                    "Join `{name}` mixes the splits of steps `{}` and `{}`; a join closes one split.",
+                    self.name(*split),
+                    self.name(*other)
+                ),
+                None => format!(
+                    "Join `{name}` mixes branches of the split of step `{}` with step `{}`, which is not \
+                     inside that split.",
+                    self.name(*split),
+                    self.name(*parent)
+                ),
+            };
+            return fail(message);
         }
         self.complete(step, index, *split, edges)?;
         Ok(outer.to_vec())
