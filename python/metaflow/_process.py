@@ -25,6 +25,7 @@ _prctl: Callable[..., int] | None = None
 # What the fork server ignores or uses itself, and a task must find as the user's import left it.
 _TAKEN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
 _KILL_PATIENCE_SECONDS = 10.0
+_LOOK_AGAIN_SECONDS = 0.02
 
 
 def _call_prctl(option: int, value: int) -> None:
@@ -149,17 +150,39 @@ def kill_descendants() -> None:
     """Kill and reap until this process has no child left. As subreaper it inherits every orphan,
     so no child means no descendant."""
     give_up = time.monotonic() + _KILL_PATIENCE_SECONDS
-    me = os.getpid()
+    killed: set[int] = set()
     while True:
-        # Stop first: a process that forks faster than we list would otherwise never be caught.
-        stopped: set[int] = set()
-        while new := set(descendants_of(me)) - stopped:
-            _signal_all(new, signal.SIGSTOP)
-            stopped |= new
+        stopped = _stop_descendants(killed)
         _signal_all(stopped, signal.SIGKILL)
-        if _reap_all() or time.monotonic() > give_up:
+        killed |= stopped
+        # Looking at every process again costs more than waiting for those that are dying.
+        if _reap_for(_LOOK_AGAIN_SECONDS) or time.monotonic() > give_up:
             return
-        time.sleep(0.001)
+
+
+def _stop_descendants(killed: set[int]) -> set[int]:
+    """Stop all that are not being killed already. Each is stopped before its children are listed:
+    the kernel lets no fork happen past a pending signal, so the list is complete and a process
+    that forks faster than we look is caught all the same."""
+    stopped: set[int] = set()
+    pending = [os.getpid()]
+    while pending:
+        for child in children_of(pending.pop()):
+            if child not in stopped and child not in killed:
+                _signal_all({child}, signal.SIGSTOP)
+                stopped.add(child)
+                pending.append(child)
+    return stopped
+
+
+def _reap_for(patience: float) -> bool:
+    """Reap what dies; whether no child is left."""
+    end = time.monotonic() + patience
+    while not _reap_all():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.0005)
+    return True
 
 
 def _signal_all(pids: set[int], number: int) -> None:
