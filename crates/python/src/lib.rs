@@ -1,6 +1,8 @@
 //! `metaflow._native`: what the Python SDK needs from Rust. Conversion and error mapping only;
 //! no runtime, and no thread that is alive after a call returned.
 
+#![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
+
 mod error;
 mod json;
 mod mapping;

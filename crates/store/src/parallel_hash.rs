@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn agrees_with_the_plain_hash() {
-        let data: Vec<u8> = (0..40_000_123_u64).map(|i| (i * i >> 3) as u8).collect();
+        let data: Vec<u8> = (0..40_000_123_u64).map(|i| ((i * i) >> 3) as u8).collect();
         for length in [0, 1, PIECE, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 1, 3 * PIECE + 5, data.len()] {
             let whole = &data[..length];
             let expected = blake3::hash(whole);

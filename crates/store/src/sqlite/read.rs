@@ -1,6 +1,8 @@
 //! What readers see: rows as they are, except that nothing is shown as running whose engine is
 //! gone.
 
+use std::collections::hash_map::Entry;
+
 use ferroflow_core::id::{RunId, StepName, TaskId};
 use ferroflow_core::metadata::{DataRef, EngineIdentity, MetadataEntry, RunRow, RunState, TaskRecord, TaskRow};
 use ferroflow_core::task::{Cause, CauseKind, Millis, Usage};
@@ -212,15 +214,17 @@ fn task_record(database: &Connection, keys: &mut Keys, row: &Row<'_>) -> Result<
 }
 
 fn text_of<'a>(database: &Connection, keys: &'a mut Keys, key: i64) -> Result<&'a str, Trouble> {
-    if !keys.texts.contains_key(&key) {
-        let text = database
-            .prepare_cached("SELECT text FROM names WHERE name_key = ?1")?
-            .query_row([key], |row| row.get::<_, String>(0))
-            .optional()?
-            .ok_or_else(|| strange("a name"))?;
-        keys.texts.insert(key, text);
+    match keys.texts.entry(key) {
+        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Vacant(place) => {
+            let text = database
+                .prepare_cached("SELECT text FROM names WHERE name_key = ?1")?
+                .query_row([key], |row| row.get::<_, String>(0))
+                .optional()?
+                .ok_or_else(|| strange("a name"))?;
+            Ok(place.insert(text))
+        }
     }
-    Ok(&keys.texts[&key])
 }
 
 fn find_name(database: &Connection, text: &str) -> rusqlite::Result<Option<i64>> {

@@ -171,7 +171,8 @@ fn is_on_network(path: &Path) -> bool {
     const AFS: i64 = 0x5346_414f;
     let folder = path.parent().unwrap_or(path);
     rustix::fs::statfs(folder).is_ok_and(|found| {
-        // The kernel's field is signed on some machines.
+        // Signed, and of another width on some machines.
+        #[allow(clippy::unnecessary_cast)]
         let kind = found.f_type as i64 & 0xffff_ffff;
         [NFS, SMB, SMB2, CIFS, FUSE, NINE_P, CEPH, LUSTRE, GPFS, AFS].contains(&kind)
     })

@@ -201,6 +201,56 @@ fn hundreds_of_engines_open_one_new_folder_at_once() {
     assert_eq!(ids, (1..=200).collect::<Vec<_>>());
 }
 
+/// What one of the processes below does; does nothing when the tests as such run.
+#[test]
+fn one_of_many_processes() {
+    let Some(root) = std::env::var_os("FERROFLOW_TEST_ROOT") else { return };
+    let store = SqliteMetadata::open(&root).expect("open");
+    let run = store.create_run(&new_run("F")).expect("run");
+    for round in 0..20 {
+        store.record("F", &run, &[Record::Task(task(round, 0, AttemptState::Done))]).expect("record");
+        store.heartbeat("F", &run, 2_000).expect("heartbeat");
+        store.mutate_tags("F", &RunId::from("1"), &[format!("round{round}")], &[]).expect("tags");
+        assert_eq!(store.tasks("F", &run).expect("tasks").len() as u64, round + 1);
+    }
+}
+
+#[test]
+fn eighty_processes_write_to_one_database() {
+    let root = tempfile::tempdir().expect("folder");
+    let this = std::env::current_exe().expect("this program");
+    let processes: Vec<_> = (0..80)
+        .map(|_| {
+            std::process::Command::new(&this)
+                .args(["--exact", "sqlite::tests::one_of_many_processes"])
+                .env("FERROFLOW_TEST_ROOT", root.path())
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .expect("start")
+        })
+        .collect();
+    for process in processes {
+        let done = process.wait_with_output().expect("wait");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    }
+    let store = SqliteMetadata::open(root.path()).expect("open");
+    assert_eq!(store.runs("F").expect("runs").len(), 80);
+    for run in 1..=80 {
+        assert_eq!(store.tasks("F", &RunId::from(run.to_string())).expect("tasks").len(), 20);
+    }
+    assert_eq!(store.run("F", &RunId::from("1")).expect("run").tags.len(), 22);
+}
+
+#[test]
+fn a_fork_opens_its_own_connection() {
+    let (_root, store) = store();
+    let run = store.create_run(&new_run("F")).expect("run");
+    store.slot.lock().expect("lock").as_mut().expect("open").pid += 1;
+    store.heartbeat("F", &run, 1).expect("heartbeat");
+    assert_eq!(store.slot.lock().expect("lock").as_ref().expect("open").pid, std::process::id());
+}
+
 #[test]
 fn a_damaged_database_is_told_in_a_sentence() {
     let root = tempfile::tempdir().expect("folder");
