@@ -173,7 +173,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "name": parameter.name,
         "attribute": parameter.attribute,
         "type": kind_of(parameter),
-        "help": parameter.help,
+        "help": None if parameter.help is None else str(parameter.help),
         "required": bool(parameter.required) and default is None,
         "default_text": show if isinstance(show, str) else _default_text(parameter),
         "show_default": show is None or bool(show),
@@ -214,8 +214,6 @@ def _check(parameter: Parameter) -> None:
             f"parameter `{name}` has a separator, but its type is {kind_of(parameter)}: "
             "only text can be split; use type=str"
         )
-    elif parameter.separator == "":
-        problem = f"parameter `{name}` has an empty separator: use for example separator=','"
     else:
         problem = _problem_of_fields(parameter)
     if problem is not None:
@@ -229,6 +227,13 @@ def _problem_of_fields(parameter: Parameter) -> str | None:
                 f"`{field}` of parameter `{parameter.name}` is a function: "
                 "only its default can be one"
             )
+    if parameter.separator is not None and not (
+        isinstance(parameter.separator, str) and parameter.separator
+    ):
+        return (
+            f"the separator of parameter `{parameter.name}` is {parameter.separator!r}: "
+            "use text, for example separator=','"
+        )
     for field in parameter.more:
         return f"`{field}` of parameter `{parameter.name}` is not in this version: remove it"
     return None

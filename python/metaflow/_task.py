@@ -30,7 +30,7 @@ from metaflow.exception import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Protocol
+    from typing import Any, NoReturn, Protocol
 
     from metaflow._flow import FlowSpec
 
@@ -82,6 +82,7 @@ class _Task:
         self._spec = spec
         self._control = control
         self._decorators = {each["name"]: each["attributes"] for each in spec["decorators"]}
+        self._process = os.getpid()
         self._exit_code = 0
         self._outcome: dict[str, Any] = {"ok": True, "success": True, "may_retry": True}
         # Artifacts that this task adds by itself, over those of the user.
@@ -100,13 +101,10 @@ class _Task:
         try:
             flow.__init__(use_cli=False)  # type: ignore[misc] # it may be the user's own
             self._work(flow, state)
-        except KeyboardInterrupt as error:
-            self._fail(flow, error, can_be_caught=False)
-            self._exit_code = _INTERRUPTED_EXIT_CODE
-        except SystemExit as error:
-            self._exit(flow, state, error)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises is reported
-            self._fail(flow, error, can_be_caught=isinstance(error, Exception))
+            if os.getpid() != self._process:
+                _leave_forked_child(error)
+            self._end_by(flow, state, error)
         self._store(flow, state)
         self._control.send({"type": "outcome", "outcome": self._outcome})
         return self._exit_code
@@ -132,6 +130,8 @@ class _Task:
                 bound(state.inputs)
             else:
                 bound()
+        if os.getpid() != self._process:
+            _leave_forked_child(None)
         self._check_transition(state)
         catch = self._decorators.get("catch")
         if catch is not None and catch.get("var"):
@@ -177,21 +177,20 @@ class _Task:
 
     # --- failures ----------------------------------------------------------------------------
 
-    def _exit(self, flow: FlowSpec, state: TaskState, error: SystemExit) -> None:
-        """`sys.exit` in user code: never a success, its code is the process' own."""
-        code = error.code
-        if code is None or code == 0:
-            reason = InvalidNextException(
-                f"step `{state.step}` ended by `sys.exit` instead of reaching its end and its "
-                "self.next: let the step run to its last line"
-            )
-            self._fail(flow, reason, can_be_caught=True)
-            return
-        self._exit_code = code & 0xFF if isinstance(code, int) else 1
-        self._exit_code = self._exit_code or 1
-        if self._exit_code == NO_RETRY_EXIT_CODE:
-            self._outcome["may_retry"] = False
-        self._fail(flow, error, can_be_caught=True)
+    def _end_by(self, flow: FlowSpec, state: TaskState, error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            self._exit_code = _exit_code_of(error)
+            if self._exit_code == 0:
+                # Never a success: what follows is not known.
+                error = InvalidNextException(
+                    f"step `{state.step}` ended by `sys.exit` instead of reaching its end and its "
+                    "self.next: let the step run to its last line"
+                )
+            if self._exit_code == NO_RETRY_EXIT_CODE:
+                self._outcome["may_retry"] = False
+        elif isinstance(error, KeyboardInterrupt):
+            self._exit_code = _INTERRUPTED_EXIT_CODE
+        self._fail(flow, error, can_be_caught=isinstance(error, (Exception, SystemExit)))
 
     def _fail(self, flow: FlowSpec, error: BaseException, can_be_caught: bool) -> None:
         _reserve.clear()
@@ -223,6 +222,7 @@ class _Task:
             lines = [f"@catch caught an exception from {_name_of(flow)}"]
             lines += [f">  {line}" for line in failure.traceback.splitlines()]
             print_to_stderr("\n".join(lines) + "\n")
+        self._process = os.getpid()
         self._exit_code = 0
         self._outcome.update(ok=True, success=False)
         self._own.update(_task_ok=True, _success=False)
@@ -318,6 +318,25 @@ class _NotCaught(Exception):
     def __init__(self, reason: MetaflowException) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def _exit_code_of(error: SystemExit) -> int:
+    """The code Python would end the process with."""
+    if error.code is None:
+        return 0
+    return error.code & 0xFF if isinstance(error.code, int) else 1
+
+
+def _leave_forked_child(error: BaseException | None) -> NoReturn:
+    """A process that user code forked has come out of the step: what the task came to is for the
+    task's own process to say."""
+    if isinstance(error, SystemExit):
+        text = error.code if isinstance(error.code, str) else ""
+        code = _exit_code_of(error)
+    else:
+        text, code = (Failure(error).traceback, 1) if error is not None else ("", 0)
+    print_to_stderr(f"{text}\n" if text else "")
+    os._exit(code)
 
 
 def _name_of(flow: FlowSpec) -> str:

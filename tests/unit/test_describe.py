@@ -379,7 +379,7 @@ def test_plain_attributes(load_flow):
         ("a = Parameter('max_workers')", "parameter `max_workers` has a reserved word"),
         ("a = Parameter('')", "parameter `` needs a name that can be an option"),
         ("a = Parameter('x', separator=',', type=int)", "parameter `x` has a separator, but its"),
-        ("a = Parameter('x', separator='')", "parameter `x` has an empty separator"),
+        ("a = Parameter('x', separator='')", "the separator of parameter `x` is '': use text"),
         ("a = Parameter('x', required=len)", "`required` of parameter `x` is a function"),
         ("a = Parameter('x', colour=1)", "`colour` of parameter `x` is not in this version"),
     ],

@@ -153,7 +153,7 @@ def test_an_artifact_that_cannot_be_stored_fails_the_task(task_runner):
     assert result.outcome["transition"] is None
 
 
-@pytest.mark.parametrize("code", ["", "0", "None"])
+@pytest.mark.parametrize("code", ["", "0", "None", "256"])
 def test_leaving_by_exit_is_a_failure(task_runner, code):
     result = failing(task_runner, f"sys.exit({code})").run("start")
     assert result.exit_code == 1
@@ -167,7 +167,7 @@ def test_leaving_by_exit_is_a_failure(task_runner, code):
 
 @pytest.mark.parametrize(
     ("code", "exit_code", "may_retry"),
-    [("3", 3, True), ("202", 202, False), ("'text'", 1, True), ("256", 1, True), ("-1", 255, True)],
+    [("3", 3, True), ("202", 202, False), ("'text'", 1, True), ("-1", 255, True)],
 )
 def test_an_exit_code_is_the_tasks(task_runner, code, exit_code, may_retry):
     result = failing(task_runner, f"sys.exit({code})").run("start")
@@ -279,3 +279,28 @@ def test_a_pack_that_cannot_be_written_fails_the_task(task_runner, tmp_path):
     assert result.exit_code == 1
     assert not result.outcome["ok"]
     assert "    Data store error:\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("leave", "status", "said"),
+    [
+        ("return", 0, ""),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit('bye')", 1, "bye\n"),
+    ],
+)
+def test_a_process_forked_by_the_step_does_not_speak_for_the_task(task_runner, leave, status, said):
+    body = f"""
+            child = os.fork()
+            if child == 0:
+                self.before = 2
+                {leave}
+            self.status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """.strip()
+    result = failing(task_runner, body).run("start")
+    assert result.outcome["ok"], result.stderr
+    assert result.pack.get("before") == 1
+    assert result.pack.get("status") == status
+    assert result.stderr.endswith(said) and bool(result.stderr) is bool(said)
