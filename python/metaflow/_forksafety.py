@@ -21,18 +21,26 @@ _NATIVE_MODULE_SUFFIXES = (".so", ".pyd", ".dylib")
 class Residue:
     """What was there before the import in question and is no news."""
 
-    __slots__ = ("descriptors", "threads")
+    __slots__ = ("children", "descriptors", "threads")
 
-    def __init__(self, threads: frozenset[int], descriptors: frozenset[int]) -> None:
+    def __init__(
+        self, threads: frozenset[int], descriptors: frozenset[int], children: frozenset[int]
+    ) -> None:
         self.threads = threads
         self.descriptors = descriptors
+        # A zygote that learns an import has tasks running.
+        self.children = children
 
 
-NOTHING = Residue(frozenset(), frozenset())
+NOTHING = Residue(frozenset(), frozenset(), frozenset())
 
 
 def residue() -> Residue:
-    return Residue(frozenset(_thread_ids()), frozenset(open_descriptors()))
+    return Residue(
+        frozenset(_thread_ids()),
+        frozenset(open_descriptors()),
+        frozenset(_process.children_of(os.getpid())),
+    )
 
 
 def reason_against_forking(before: Residue = NOTHING, imported: str | None = None) -> str | None:
@@ -44,7 +52,7 @@ def reason_against_forking(before: Residue = NOTHING, imported: str | None = Non
         _python_threads(imported)
         or _native_threads(before.threads, imported)
         or _descriptors(before.descriptors, imported)
-        or _child_processes(imported)
+        or _child_processes(before.children, imported)
         or _temporary_directories(imported)
     )
 
@@ -205,8 +213,8 @@ def _appends(number: int) -> bool:
     return bool(flags & os.O_APPEND) and bool(flags & os.O_WRONLY)
 
 
-def _child_processes(imported: str | None) -> str | None:
-    children = _process.children_of(os.getpid())
+def _child_processes(before: frozenset[int], imported: str | None) -> str | None:
+    children = set(_process.children_of(os.getpid())) - before
     if not children:
         return None
     return f"{_counted(len(children), 'child process')} started {_by_import_of(imported)}".replace(

@@ -29,7 +29,7 @@ class Origin:
         self.directory = _interpreter.original_directory()
         self.environment = dict(os.environ)
         self.random_module_state: Any = _isolation.state_of_random_module()
-        before = _forksafety.Residue(frozenset(), ours)
+        before = _forksafety.Residue(frozenset(), ours, frozenset())
         self.spawn_reason = _forksafety.reason_against_forking(before)
         self.collects_garbage = gc.isenabled()
         self.signals = _process.signal_handlers()

@@ -142,7 +142,7 @@ const NOT_YET: &[(&str, &str)] = &[
 pub fn parse(flow: &Flow, script: &str, arguments: &[String], lookup: &Lookup) -> Result<(TopOptions, Command), Usage> {
     let clap = command_line(flow, script);
     let typed = std::iter::once(script.to_owned()).chain(arguments.iter().cloned());
-    let matches = clap.try_get_matches_from(typed).map_err(usage_of)?;
+    let matches = clap.try_get_matches_from(typed).map_err(|error| usage_of(&error))?;
     let top = top_options(&Typed { matches: &matches, lookup, prefix: "METAFLOW".to_owned() })?;
     let command = match matches.subcommand() {
         None => Command::Check,
@@ -159,7 +159,7 @@ pub fn help(flow: &Flow, script: &str) -> String {
     command_line(flow, script).render_help().to_string()
 }
 
-fn usage_of(error: clap::Error) -> Usage {
+fn usage_of(error: &clap::Error) -> Usage {
     let exit_code = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
         _ => 2,

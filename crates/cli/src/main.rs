@@ -11,14 +11,11 @@ mod terminal;
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use ferroflow_compute::frontend::FrontEnd;
-use ferroflow_compute::processes;
 use ferroflow_core::graph::Graph;
 use ferroflow_core::show;
 use ferroflow_core::wire::Hello;
-use rustix::process::Pid;
 
 use crate::arguments::{Command, TopOptions};
 use crate::config::Config;
@@ -26,9 +23,6 @@ use crate::context::Context;
 use crate::report::Failure;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// How long the flow's own process may take to end.
-const FRONT_END_DEADLINE: Duration = Duration::from_secs(5);
 
 const ABOUT: &str = "\
 Ferroflow runs Metaflow flows.
@@ -81,7 +75,7 @@ fn flow_command_line(fd: &str) -> ExitCode {
         match FrontEnd::connect(socket).await {
             Ok((front_end, hello)) => {
                 let code = serve(front_end.clone(), hello).await;
-                end(&front_end).await;
+                front_end.close().await;
                 code
             }
             Err(error) => {
@@ -93,14 +87,6 @@ fn flow_command_line(fd: &str) -> ExitCode {
     // Threads that still read a terminal or a pipe must not keep the command from ending.
     runtime.shutdown_background();
     ExitCode::from(code)
-}
-
-/// The flow's own process, our child, is gone before the command is.
-async fn end(front_end: &FrontEnd) {
-    front_end.close();
-    if let Some(pid) = i32::try_from(front_end.pid()).ok().and_then(Pid::from_raw) {
-        processes::wait_for_end(pid, FRONT_END_DEADLINE).await;
-    }
 }
 
 async fn serve(front_end: FrontEnd, hello: Hello) -> u8 {
