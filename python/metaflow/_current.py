@@ -25,6 +25,9 @@ _ALWAYS = frozenset(
         "username",
     }
 )
+# How long `current.task` waits for the engine's record of the task, and how often it looks.
+_RECORD_SECONDS = 10.0
+_RECORD_PAUSE_SECONDS = 0.005
 _COMPUTED = frozenset({"graph", "is_running_flow", "pathspec", "run", "task", "tempdir"})
 # Fields that a decorator of a later version would add.
 _LATER = {
@@ -127,7 +130,7 @@ class Current:
 
         # Through the package, which first points the client at the run's own store.
         constructor = getattr(metaflow, kind)
-        return constructor("/".join(pathspec.split("/")[:parts]), _namespace_check=False)
+        return _when_recorded(constructor, "/".join(pathspec.split("/")[:parts]))
 
     def _enter_task(self, flow_class: type, spec: dict[str, Any], parameters: list[str]) -> None:
         self._flow_class = flow_class
@@ -152,6 +155,22 @@ class Current:
 
     def _leave(self) -> None:
         self.__init__()  # type: ignore[misc]
+
+
+def _when_recorded(constructor: Any, pathspec: str) -> Any:
+    """User code may run before the engine has written down that the task does."""
+    import time
+
+    from metaflow.exception import MetaflowNotFound
+
+    deadline = time.monotonic() + _RECORD_SECONDS
+    while True:
+        try:
+            return constructor(pathspec, _namespace_check=False)
+        except MetaflowNotFound:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RECORD_PAUSE_SECONDS)
 
 
 current = Current()
