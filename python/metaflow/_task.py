@@ -47,6 +47,8 @@ _INTERRUPTED_EXIT_CODE = 130
 # forks and never touched, so it costs address space only.
 _RESERVE_BYTES = 4 << 20
 _reserve: list[bytes] = []
+# Flows made ready for tasks, with the names that tasks cannot assign to.
+_prepared: dict[type, frozenset[str]] = {}
 
 # What is dropped without a word.
 _NOT_ARTIFACTS = (FunctionType, MethodType, Parameter)
@@ -55,6 +57,9 @@ _NOT_ARTIFACTS = (FunctionType, MethodType, Parameter)
 def prepare(flow_class: type) -> frozenset[str]:
     """Does once, before tasks are forked, what need not be done in each. Returns the names that
     tasks cannot assign to."""
+    prepared = _prepared.get(flow_class)
+    if prepared is not None:
+        return prepared
     # Told of in tracebacks and needed by `self.next`: too late to import when memory is short.
     import linecache  # noqa: F401
     import tokenize  # noqa: F401
@@ -66,7 +71,8 @@ def prepare(flow_class: type) -> frozenset[str]:
     steps_of(flow_class)
     _parameter_names(flow_class)
     let_artifacts_win(flow_class)
-    return make_read_only(flow_class)
+    prepared = _prepared[flow_class] = make_read_only(flow_class)
+    return prepared
 
 
 def run(flow_class: type[FlowSpec], spec: dict[str, Any], control: Control) -> int:
