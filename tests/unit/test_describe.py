@@ -412,6 +412,6 @@ except MetaflowException as error:
 
 def test_describing_is_quick(load_flow):
     flow_class = load_flow(FLOW)
-    started = time.perf_counter()
+    started = time.process_time()
     describe(flow_class)
-    assert time.perf_counter() - started < 0.05
+    assert time.process_time() - started < 0.05
