@@ -1,7 +1,7 @@
-"""Answers pods' questions for names of Services and of pods behind a headless Service, as a cluster's DNS does.
+"""Answers pods' questions for names of Services and of pods behind a headless Service.
 
-Debian has no CoreDNS. Only A records of `[HOSTNAME.]SERVICE.NAMESPACE.svc.cluster.local` are known; everything else
-does not exist, at once, so that nothing in a pod waits for a time-out.
+Debian has no CoreDNS. Only A records of `[HOSTNAME.]SERVICE.NAMESPACE.svc.cluster.local` are
+known; everything else does not exist, at once, so that nothing in a pod waits for a time-out.
 """
 
 from __future__ import annotations

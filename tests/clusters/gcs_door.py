@@ -1,7 +1,8 @@
-"""The XML side of Google Cloud Storage's API, in front of fake-gcs-server, which has only parts of it.
+"""The XML side of Google Cloud Storage's API, in front of fake-gcs-server, which lacks most of it.
 
-The `object_store` crate speaks XML alone. fake-gcs-server refuses its PUTs, ignores preconditions and pages of lists;
-those are done here on its JSON side. Reads, deletes and all of the JSON API are handed on as they are.
+The `object_store` crate speaks XML alone. fake-gcs-server refuses its PUTs and ignores
+preconditions and pages of lists; those are done here on its JSON side. Reads, deletes and all of
+the JSON API are handed on as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from xml.sax.saxutils import escape
 
 CONDITION = "x-goog-if-generation-match"
 METADATA = "x-goog-meta-"
-KEPT_HEADERS = ("cache-control", "content-disposition", "content-encoding", "content-language", "content-type")
+KEPT_HEADERS = (
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-type",
+)
 PAGE = 1000
 HOP_BY_HOP = {"host", "connection", "transfer-encoding", "keep-alive", "date", "server"}
 
@@ -48,12 +55,16 @@ class Backend:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    def request(self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Answer:
+    def request(
+        self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
+    ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self._port)
         try:
             connection.request(method, path, body=body, headers=headers or {})
             response = connection.getresponse()
-            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+            return Answer(
+                response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+            )
         finally:
             connection.close()
 
@@ -65,8 +76,9 @@ class Backend:
     def store(self, bucket: str, resource: dict[str, Any], content: bytes) -> dict[str, Any]:
         boundary = uuid.uuid4().hex
         kind = resource.get("contentType", "application/octet-stream")
+        description = json.dumps(resource)
         parts = [
-            f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{json.dumps(resource)}\r\n".encode(),
+            f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{description}\r\n".encode(),
             f"--{boundary}\r\nContent-Type: {kind}\r\n\r\n".encode(),
             content,
             f"\r\n--{boundary}--".encode(),
@@ -82,7 +94,9 @@ class Backend:
         return resource
 
     def list(self, bucket: str, **query: str) -> dict[str, Any]:
-        return expect_json(self.request("GET", f"/storage/v1/b/{quote(bucket)}/o?{urlencode(query)}"))
+        return expect_json(
+            self.request("GET", f"/storage/v1/b/{quote(bucket)}/o?{urlencode(query)}")
+        )
 
 
 def object_path(bucket: str, key: str) -> str:
@@ -135,7 +149,11 @@ class Door:
 
     def finish_upload(self, upload: str, bucket: str, key: str, body: bytes) -> Answer:
         parts = self._parts(upload)
-        numbers = [int(e.text or 0) for e in ElementTree.fromstring(body).iter() if e.tag.endswith("PartNumber")]
+        numbers = [
+            int(e.text or 0)
+            for e in ElementTree.fromstring(body).iter()
+            if e.tag.endswith("PartNumber")
+        ]
         if not set(numbers) <= set(parts):
             raise Refused(400, "InvalidPart", "a part that is named was never uploaded")
         content = b"".join(parts[number] for number in numbers)
@@ -143,7 +161,9 @@ class Door:
             stored = self._backend.store(bucket, self._uploads[upload][0], content)
         del self._uploads[upload]
         tag = escape(f'"{stored["etag"]}"')
-        answer = xml(f"<CompleteMultipartUploadResult><ETag>{tag}</ETag></CompleteMultipartUploadResult>")
+        answer = xml(
+            f"<CompleteMultipartUploadResult><ETag>{tag}</ETag></CompleteMultipartUploadResult>"
+        )
         answer.headers["x-goog-generation"] = stored["generation"]
         return answer
 
@@ -189,7 +209,9 @@ def xml(text: str) -> Answer:
     return Answer(200, {"Content-Type": "application/xml"}, body)
 
 
-def list_answer(bucket: str, entries: list[tuple[str, dict[str, Any] | None]], *, more: bool) -> Answer:
+def list_answer(
+    bucket: str, entries: list[tuple[str, dict[str, Any] | None]], *, more: bool
+) -> Answer:
     parts = [f"<ListBucketResult><Name>{escape(bucket)}</Name><KeyCount>{len(entries)}</KeyCount>"]
     if more:
         parts.append(f"<NextContinuationToken>{escape(entries[-1][0])}</NextContinuationToken>")
@@ -223,7 +245,9 @@ def unless_conditions_forbid(answer: Answer, asked: dict[str, str]) -> Answer:
 
 
 def tag_matches(wanted: str, tag: str) -> bool:
-    return wanted.strip() == "*" or tag.strip('"') in {w.strip().strip('"') for w in wanted.split(",")}
+    return wanted.strip() == "*" or tag.strip('"') in {
+        w.strip().strip('"') for w in wanted.split(",")
+    }
 
 
 def seconds(date: str) -> float:
@@ -260,7 +284,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.write(bucket, key, query, asked, content)
         return unless_conditions_forbid(self.hand_on(asked, content), asked)
 
-    def write(self, bucket: str, key: str, query: dict[str, str], asked: dict[str, str], content: bytes) -> Answer:
+    def write(
+        self, bucket: str, key: str, query: dict[str, str], asked: dict[str, str], content: bytes
+    ) -> Answer:
         upload = query.get("uploadId")
         match (self.command, upload):
             case ("PUT", None):
@@ -276,7 +302,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.hand_on(asked, content)
 
     def hand_on(self, asked: dict[str, str], content: bytes) -> Answer:
-        headers = {k: v for k, v in asked.items() if k not in HOP_BY_HOP and not k.startswith("if-")}
+        headers = {
+            k: v for k, v in asked.items() if k not in HOP_BY_HOP and not k.startswith("if-")
+        }
         return self.backend.request(self.command, self.path, headers, content)
 
     def reply(self, answer: Answer) -> None:

@@ -1,17 +1,15 @@
-"""JSON over Kubernetes' REST interface for the programs of this folder, with the standard library alone.
+"""Kubernetes' REST interface for the programs of this folder, with the standard library alone.
 
-`kubectl proxy` does the signing in, so every KUBECONFIG works that kubectl understands. Not for the product: the
-engine has its own client.
+`kubectl proxy` does the signing in, so every KUBECONFIG works that kubectl understands. Not for
+the product: the engine has its own client.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,7 +18,7 @@ STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 
 
 class ApiError(Exception):
-    """The API server answered with an error; `status` is its HTTP status (404: not there, 409: there already)."""
+    """Refused; `status` is HTTP's (404: not there, 409: there already, 0: no answer)."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"the API server answered {status}: {message}")
@@ -28,7 +26,7 @@ class ApiError(Exception):
 
 
 class KubernetesApi:
-    """A connection to one cluster; close it (or use `with`) to end its proxy. Each thread may call it."""
+    """One cluster; close it (or use `with`) to end its proxy. Any thread may call it."""
 
     def __init__(self, kubeconfig: str | None = None) -> None:
         options = ["--kubeconfig", kubeconfig] if kubeconfig else []
@@ -45,9 +43,7 @@ class KubernetesApi:
     def __enter__(self) -> KubernetesApi:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -81,7 +77,7 @@ class KubernetesApi:
                 raise
 
     def watch(self, path: str, **query: str) -> Iterator[Json]:
-        """Events ({type, object}) from now on, what exists first, until the server ends the stream."""
+        """Events ({type, object}), what exists first, until the server ends the stream."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port)
         try:
             connection.request("GET", f"{path}?{urlencode({**query, 'watch': '1'})}")
@@ -114,7 +110,7 @@ class KubernetesApi:
             )
             response = connection.getresponse()
             text = response.read()
-        except (OSError, socket.timeout, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ApiError(0, f"no answer to {method} {path}: {error}") from error
         finally:
             connection.close()

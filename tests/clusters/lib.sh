@@ -2,8 +2,10 @@
 # Sourced by every script in this folder: where things are kept, packages, Python environments, background
 # programs. What belongs to one part only (Kubernetes, S3, …) does not belong here.
 set -Eeuo pipefail
-trap 'echo "clusters: ${0##*/} stopped at line $LINENO: \`$BASH_COMMAND\` failed" >&2' ERR
+SAID=9 # the exit status of what has said already why it ended
+trap '[ $? = $SAID ] || echo "clusters: ${0##*/} stopped at line $LINENO: \`$BASH_COMMAND\` failed" >&2' ERR
 
+export CLUSTERS
 CLUSTERS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CACHE=${FERROFLOW_CLUSTERS_CACHE:-$HOME/.cache/ferroflow/clusters}
 LOGS=$CACHE/logs
@@ -18,7 +20,7 @@ say() { echo "clusters: $*" >&2; }
 
 fail() {
   say "$*"
-  exit 1
+  exit "$SAID"
 }
 
 need_root() { # WHAT
@@ -33,18 +35,22 @@ need_packages() { # PACKAGE...: installs Debian packages that are missing, and s
   local missing=() package
   for package in "$@"; do installed "$package" || missing+=("$package"); done
   [ ${#missing[@]} -gt 0 ] || return 0
-  command -v apt-get >/dev/null || fail "these Debian packages are missing and there is no apt-get: ${missing[*]}"
-  need_root "installing the Debian packages ${missing[*]}"
-  say "installing ${missing[*]}"
+  (exec 8>"$RUN/apt.lock" && flock 8 && install_packages "${missing[@]}")
+}
+
+install_packages() { # PACKAGE...
+  command -v apt-get >/dev/null || fail "these Debian packages are missing and there is no apt-get: $*"
+  need_root "installing the Debian packages $*"
+  say "installing $*"
   local log=$LOGS/apt.log policy=
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     policy=/usr/sbin/policy-rc.d
     printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"
   fi
   local result=0
-  { apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"; } >>"$log" 2>&1 || result=$?
+  { apt-get update -q && apt-get install -y -q --no-install-recommends "$@"; } >>"$log" 2>&1 || result=$?
   [ -z "$policy" ] || rm -f "$policy"
-  [ "$result" = 0 ] || fail "apt-get could not install ${missing[*]}; see $log"
+  [ "$result" = 0 ] || fail "apt-get could not install $*; see $log"
 }
 
 python_command() { # prints a Python >= 3.11 that can make virtual environments
@@ -101,11 +107,11 @@ start_program() { # NAME COMMAND...: its output goes to $LOGS/NAME.log; nothing 
   echo "$pid $(started_at "$pid")" >"$RUN/$name.pid"
 }
 
-stop_program() { # NAME [SECONDS]: SIGTERM to its process group, SIGKILL after SECONDS (10)
+stop_program() { # NAME [SECONDS]: SIGTERM to it, SIGKILL to its process group when it is gone or after SECONDS (10)
   local pid start limit=$((${2:-10} * 10))
   if program_runs "$1"; then
     read -r pid start <"$RUN/$1.pid"
-    kill -TERM -- "-$pid" 2>/dev/null || kill -TERM "$pid" 2>/dev/null || true
+    kill -TERM "$pid" 2>/dev/null || true
     while program_runs "$1" && [ $((limit--)) -gt 0 ]; do sleep 0.1; done
     kill -KILL -- "-$pid" 2>/dev/null || true
   fi
@@ -146,7 +152,7 @@ export_line() { printf 'export %s=%q\n' "$1" "$2"; } # NAME VALUE
 # PROGRAMS, defines build, start, stop_all, describe, env_ours and, where more than SETTING matters, env_given, and ends
 # with `part_main "$@"`.
 
-given() { [ -n "${!SETTING:-}" ] && [ "${!SETTING}" != "$HERE" ]; }
+given() { [ -n "$SETTING" ] && [ -n "${!SETTING:-}" ] && [ "${!SETTING}" != "$HERE" ]; }
 
 all_run() {
   local program
@@ -199,7 +205,7 @@ part_main() { # VERB
     build) one_at_a_time "$PART" && build ;;
     up) part_up ;;
     down) one_at_a_time "$PART" && part_stop ;;
-    status) part_status || exit 1 ;;
+    status) part_status || exit "$SAID" ;;
     env) if given; then env_given; else env_ours; fi ;;
     *) fail "say one of: build, up, down, status, env" ;;
   esac

@@ -1,9 +1,9 @@
 """Nodes that exist only in the API server: the scheduler binds pods to them and nothing runs there.
 
-For what one small machine cannot have: GPUs, big memory, a thousand tasks in flight, a node that is lost. A test says
-what becomes of a pod (`set_running`, `set_finished`); what a stand-in task writes to the store is the test's business.
-    python made_up_nodes.py --count 3 --gpus 8 --label pool=big     keeps them until it is stopped, then removes them
-KUBECONFIG names the cluster.
+For what one small machine cannot have: GPUs, big memory, a thousand tasks in flight, a node that
+is lost. A test says what becomes of a pod (`set_running`, `set_finished`); what a stand-in task
+writes to the store is the test's business. As a program it keeps the nodes until it is stopped:
+    KUBECONFIG=... python made_up_nodes.py --count 3 --gpus 8 --label pool=big
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from types import FrameType
 
 from kubernetes_api import ApiError, Json, KubernetesApi
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 RENEW_SECONDS = 10
 GPU = "nvidia.com/gpu"
-# Without a taint, ordinary pods would be bound here and never start. Those that ask for a GPU get the toleration for
-# the second one from the API server (ExtendedResourceToleration), as on hosted clusters.
+# Without a taint, ordinary pods would be bound here and never start. Those that ask for a GPU get
+# the toleration for the second from the API server (ExtendedResourceToleration), as when hosted.
 MADE_UP_TAINT = {"key": "ferroflow.test/made-up", "value": "true", "effect": "NoSchedule"}
 GPU_TAINT = {"key": GPU, "value": "present", "effect": "NoSchedule"}
 
@@ -40,7 +40,12 @@ class Shape:
     tainted: bool = True
 
     def capacity(self) -> dict[str, str]:
-        capacity = {"cpu": self.cpu, "memory": self.memory, "pods": str(self.pods), "ephemeral-storage": "1Ti"}
+        capacity = {
+            "cpu": self.cpu,
+            "memory": self.memory,
+            "pods": str(self.pods),
+            "ephemeral-storage": "1Ti",
+        }
         return capacity | ({GPU: str(self.gpus)} if self.gpus else {})
 
     def taints(self) -> list[dict[str, str]]:
@@ -50,7 +55,7 @@ class Shape:
 
 
 class MadeUpNodes:
-    """Adds nodes, keeps them Ready and plays the kubelet's part in deleting pods; `close` removes them all."""
+    """Adds nodes, keeps them Ready and lets their pods be deleted; `close` removes them all."""
 
     def __init__(self, api: KubernetesApi) -> None:
         self._api = api
@@ -67,14 +72,14 @@ class MadeUpNodes:
     def __enter__(self) -> MadeUpNodes:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def add(self, name: str, shape: Shape) -> None:
         """Adds a Ready node; the scheduler uses it about a second later."""
-        node: Json = {"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **shape.labels}}}
+        node: Json = {
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **shape.labels}}
+        }
         node["spec"] = {"taints": shape.taints()}
         self._api.apply_new("/api/v1/nodes", node)
         self._added.add(name)
@@ -122,11 +127,19 @@ class MadeUpNodes:
             for name in list(self._renewed):
                 try:
                     self._renew(name)
-                except ApiError as error:  # the API server is away for a while: that is one of the tests
+                except (
+                    ApiError
+                ) as error:  # the API server is away for a while: that is one of the tests
                     print(f"made_up_nodes: {name} not renewed: {error}", file=sys.stderr)
 
     def _renew(self, name: str) -> None:
-        lease = {"spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": now_precisely()}}
+        lease = {
+            "spec": {
+                "holderIdentity": name,
+                "leaseDurationSeconds": 40,
+                "renewTime": now_precisely(),
+            }
+        }
         self._api.patch(f"{LEASES}/{name}", lease)
 
     def _delete_pods(self) -> None:
@@ -164,15 +177,24 @@ def remove_pod(api: KubernetesApi, pod: Json) -> None:
 def set_running(api: KubernetesApi, pod: Json) -> None:
     """Makes a bound pod Running, as its kubelet would."""
     state = {"running": {"startedAt": now()}}
-    status = {"phase": "Running", "startTime": now(), "containerStatuses": container_statuses(pod, state, ready=True)}
+    status = {
+        "phase": "Running",
+        "startTime": now(),
+        "containerStatuses": container_statuses(pod, state, ready=True),
+    }
     status["conditions"] = [{"type": "Ready", "status": "True"}]
     patch_pod_status(api, pod, status)
 
 
 def set_finished(
-    api: KubernetesApi, pod: Json, *, exit_code: int = 0, reason: str | None = None, message: str = ""
+    api: KubernetesApi,
+    pod: Json,
+    *,
+    exit_code: int = 0,
+    reason: str | None = None,
+    message: str = "",
 ) -> None:
-    """Ends a bound pod's containers; `message` is the termination message. Its Job completes within 3 s."""
+    """Ends a bound pod; `message` is the termination message. Its Job completes within 3 s."""
     terminated = {
         "exitCode": exit_code,
         "reason": reason or ("Completed" if exit_code == 0 else "Error"),
@@ -187,21 +209,39 @@ def set_finished(
 
 def container_statuses(pod: Json, state: Json, *, ready: bool) -> list[Json]:
     return [
-        {"name": c["name"], "image": c["image"], "imageID": "", "ready": ready, "restartCount": 0, "state": state}
+        {
+            "name": c["name"],
+            "image": c["image"],
+            "imageID": "",
+            "ready": ready,
+            "restartCount": 0,
+            "state": state,
+        }
         for c in pod["spec"]["containers"]
     ]
 
 
 def patch_pod_status(api: KubernetesApi, pod: Json, status: Json) -> None:
     metadata = pod["metadata"]
-    api.patch(f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/status", {"status": status})
+    api.patch(
+        f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/status",
+        {"status": status},
+    )
 
 
 def node_info(api: KubernetesApi) -> dict[str, str]:
     """The fields a node must have, with the version of the server's own nodes."""
-    keys = (
-        "architecture bootID containerRuntimeVersion kernelVersion kubeProxyVersion machineID operatingSystem osImage systemUUID"
-    ).split()
+    keys = [
+        "architecture",
+        "bootID",
+        "containerRuntimeVersion",
+        "kernelVersion",
+        "kubeProxyVersion",
+        "machineID",
+        "operatingSystem",
+        "osImage",
+        "systemUUID",
+    ]
     known = {"architecture": "amd64", "operatingSystem": "linux", "osImage": "made up"}
     version = api.get("/version")["gitVersion"]
     return {**dict.fromkeys(keys, ""), **known, "kubeletVersion": version}
@@ -216,7 +256,9 @@ def now_precisely() -> str:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--name", default="made-up", help="they are called NAME-1, NAME-2, …")
     parser.add_argument("--cpu", default="64")

@@ -1,4 +1,4 @@
-"""Packs a folder as a container image file (docker-archive), alone or as one more layer on such a file.
+"""Packs a folder as a container image file (docker-archive), or as one more layer of another.
 
 Only the file is made here; `images` decides what is in it and who loads it.
 """
@@ -20,10 +20,19 @@ from typing import Any
 def layer_of(root: Path, under: str, folder: Path) -> Path:
     """A layer file of what is in `root`, placed in the folder `under` of the image.
 
-    GNU tar, since Python's takes minutes for the 10,000 files of a system; the same input gives the same bytes.
+    GNU tar, since Python's takes minutes for a system's 10,000 files; same input, same bytes.
     """
     layer = folder / "layer.tar"
-    command = ["tar", "--sort=name", "--mtime=@0", "--numeric-owner", "-C", str(root), "-cf", str(layer)]
+    command = [
+        "tar",
+        "--sort=name",
+        "--mtime=@0",
+        "--numeric-owner",
+        "-C",
+        str(root),
+        "-cf",
+        str(layer),
+    ]
     if under:
         command += [f"--transform=flags=rSh;s,^\\.,{under},"]
     subprocess.run([*command, "."], check=True)
@@ -50,7 +59,9 @@ def add_bytes(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(entry, io.BytesIO(content))
 
 
-def write_image(*, name: str, out: Path, layer: Path, config: dict[str, Any], base: Path | None) -> None:
+def write_image(
+    *, name: str, out: Path, layer: Path, config: dict[str, Any], base: Path | None
+) -> None:
     """Writes the image file: the base's layers (if any), then `layer`."""
     layers: list[str] = []
     with tarfile.open(out, "w") as archive:
@@ -93,16 +104,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="the image's name with a tag")
     parser.add_argument("--root", required=True, type=Path, help="folder to pack")
-    parser.add_argument("--under", default="", help="folder of the image where it goes (default: the root)")
+    parser.add_argument(
+        "--under", default="", help="folder of the image where it goes (default: the root)"
+    )
     parser.add_argument("--base", type=Path, help="image file to add a layer to")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--command", action="append", default=[], help="a word of the default command")
+    parser.add_argument(
+        "--command", action="append", default=[], help="a word of the default command"
+    )
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     config = config_of(options.base) if options.base else new_config(options.env, options.command)
     with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
         layer = layer_of(options.root, options.under, Path(folder))
-        write_image(name=options.name, out=options.out, layer=layer, config=config, base=options.base)
+        write_image(
+            name=options.name, out=options.out, layer=layer, config=config, base=options.base
+        )
 
 
 if __name__ == "__main__":
