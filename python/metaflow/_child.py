@@ -19,6 +19,7 @@ from metaflow import (
     _interpreter,
     _multicore_width,
     _origin,
+    _process,
 )
 from metaflow._wire import Control
 
@@ -73,7 +74,7 @@ class Starter:
             gc.enable()
         if self._learn_imports:
             _imports.start(lambda names: control.send({"type": "imported", "packages": names}))
-        run_task(self._flow_class, spec, control)
+        _run_from_main(self._flow_class, spec, control)
 
     def spawn(
         self, descriptors: Descriptors, spec: dict[str, Any], extra_environment: dict[str, str]
@@ -104,7 +105,7 @@ def run_spawned(flow_class: type, control_descriptor: int, spec_descriptor: int 
         with open(spec_descriptor, "rb") as source:
             spec = json.loads(source.read())
     reopen_streams()
-    run_task(flow_class, spec, control)
+    _run_from_main(flow_class, spec, control)
 
 
 class TaskControl(Control):
@@ -114,6 +115,10 @@ class TaskControl(Control):
         if message.get("type") == "outcome" and isinstance(message.get("outcome"), dict):
             message["outcome"].setdefault("imports", _imports.report())
         super().send(message)
+
+
+def _run_from_main(flow_class: type, spec: dict[str, Any], control: Control) -> NoReturn:
+    raise _process.Detour(lambda: run_task(flow_class, spec, control))
 
 
 def run_task(flow_class: type, spec: dict[str, Any], control: Control) -> NoReturn:
@@ -173,9 +178,3 @@ def _reopened(stream: Any, descriptor: int, name: str) -> Any:
         line_buffering=True,
     )
     return stream
-
-
-def report_own_error() -> None:
-    import traceback
-
-    traceback.print_exc()

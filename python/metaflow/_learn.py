@@ -54,12 +54,9 @@ class Learner:
         zygote = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            try:
-                _process.die_with_parent(zygote)
-                close_in_probe()
-                _probe(packages, write_end)
-            finally:
-                os._exit(1)
+            close_in_probe()
+            _process.die_with_parent(zygote)
+            _process.run_child(lambda: _probe(packages, write_end))
         os.close(write_end)
 
     def finish(self, close_in_probe: Callable[[], None]) -> Result:

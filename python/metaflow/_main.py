@@ -16,8 +16,18 @@ _ENGINE_VARIABLE = "FERROFLOW_ENGINE"
 _EXECUTABLE_STARTS = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 
 
-def main(flow_class: type) -> NoReturn:
+def main(flow_class: type) -> None:
     """Never returns to the flow file."""
+    from metaflow._process import Detour
+
+    try:
+        _choose_role(flow_class)
+    except Detour as detour:
+        action = detour.action
+    action()
+
+
+def _choose_role(flow_class: type) -> NoReturn:
     from metaflow import _child, _isolation, _server
 
     if (control := _descriptor(_child.TASK_VARIABLE)) is not None:
@@ -152,13 +162,11 @@ def _hand_over(flow_class: type, engine: str, hello: dict[str, Any]) -> NoReturn
     # Ctrl-C between the fork and the server's precautions must not hit only one of the two.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if _forksafety.fork_quietly() == 0:
-        try:
-            _process.take_signals()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            engine_end.close()
-            _server.serve(flow_class, server_end.detach(), hello)
-        finally:
-            _server.report_and_leave()
+        _process.take_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        engine_end.close()
+        descriptor = server_end.detach()
+        _process.run_child(lambda: _server.serve(flow_class, descriptor, hello))
     os.set_inheritable(engine_end.fileno(), True)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -175,7 +183,8 @@ def _serve_fresh_zygote(flow_class: type, descriptor: int) -> NoReturn:
     from metaflow import _isolation, _origin, _process, _server, _zygote
 
     settings = json.loads(os.environ.pop(_server.ZYGOTE_SETTINGS_VARIABLE))
-    try:
+
+    def serve() -> None:
         os.set_inheritable(settings["took_over"], False)
         origin = _origin.remember(frozenset({descriptor, settings["took_over"]}))
         _process.take_signals()
@@ -189,5 +198,5 @@ def _serve_fresh_zygote(flow_class: type, descriptor: int) -> NoReturn:
         os.write(settings["took_over"], b"1")
         os.close(settings["took_over"])
         _zygote.serve(flow_class, descriptor, chosen, actions or [], {})
-    finally:
-        _server.report_and_leave()
+
+    _process.run_child(serve)

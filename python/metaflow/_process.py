@@ -12,7 +12,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, NoReturn
 
     SignalHandlers = dict[int, Any]
 
@@ -26,6 +26,28 @@ _prctl: Callable[..., int] | None = None
 _TAKEN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
 _KILL_PATIENCE_SECONDS = 10.0
 _LOOK_AGAIN_SECONDS = 0.02
+
+
+class Detour(BaseException):
+    """Unwinds the stack of a forked child up to `_main.main`, which then calls `action`: a task's
+    stack must not show, nor count towards the recursion limit, what it was forked from."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        super().__init__()
+        self.action = action
+
+
+def run_child(body: Callable[[], None]) -> NoReturn:
+    """All that a forked child does. It never returns into what its parent was doing."""
+    try:
+        body()
+    except Detour:
+        raise
+    except BaseException:  # noqa: BLE001 - an error of ours; the user's are handled by `_task`
+        import traceback
+
+        traceback.print_exc()
+    os._exit(1)
 
 
 def _call_prctl(option: int, value: int) -> None:

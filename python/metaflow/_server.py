@@ -121,15 +121,15 @@ class Server:
         server = os.getpid()
         pid = _forksafety.fork_quietly()
         if pid == 0:
-            try:
-                _process.die_with_parent(server)
-                ours.close()
-                self._close_in_child()
-                _helper.serve(self._flow_class, theirs.detach())
-            finally:
-                report_and_leave()
+            ours.close()
+            _process.run_child(lambda: self._become_helper(server, theirs.detach()))
         theirs.close()
         return Connection(ours.detach())
+
+    def _become_helper(self, server: int, descriptor: int) -> NoReturn:
+        _process.die_with_parent(server)
+        self._close_in_child()
+        _helper.serve(self._flow_class, descriptor)
 
     def _pass_replies_on(self) -> None:
         assert self._helper is not None
@@ -194,30 +194,26 @@ class Server:
                 reason = _isolation.TWIN_FAILED
         if reason is not None and settings.spawn_reason is None:
             settings.spawn_reason = reason
-        server = os.getpid()
+        # No parent-death signal for zygotes: when everything is killed at once they see the end of
+        # the engine's socket and take along what their tasks left behind.
         pid = _forksafety.fork_quietly()
         if pid == 0:
-            try:
-                _process.die_with_parent(server)
-                self._close_in_child()
-                variables = message["settings"].get("environment", {})
-                _zygote.serve(self._flow_class, descriptor, settings, isolation, variables)
-            finally:
-                report_and_leave()
+            self._close_in_child()
+            variables = message["settings"].get("environment", {})
+            _process.run_child(
+                lambda: _zygote.serve(self._flow_class, descriptor, settings, isolation, variables)
+            )
         os.close(descriptor)
 
     def _start_fresh_zygote(self, message: Message, descriptor: int) -> None:
         """With another environment the flow is imported anew: its modules, and the libraries
         below them, may read variables when they are imported."""
         took_over, took_over_write = os.pipe2(os.O_CLOEXEC)
-        server = os.getpid()
         pid = _forksafety.fork_quietly()
         if pid == 0:
-            try:
-                _process.die_with_parent(server)
-                self._become_fresh_zygote(message, descriptor, took_over_write)
-            finally:
-                report_and_leave()
+            _process.run_child(
+                lambda: self._become_fresh_zygote(message, descriptor, took_over_write)
+            )
         os.close(took_over_write)
         self._starting[pid] = (descriptor, message, took_over)
 
@@ -264,12 +260,3 @@ class Server:
         for descriptor, _, took_over in self._starting.values():
             os.close(descriptor)
             os.close(took_over)
-
-
-def report_and_leave() -> NoReturn:
-    """The end of a forked process that must never return into the flow file."""
-    import traceback
-
-    if sys.exc_info()[0] is not None:
-        traceback.print_exc()
-    os._exit(1)

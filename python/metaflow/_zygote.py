@@ -88,7 +88,8 @@ class Zygote:
         self._left_behind: set[int] = set()
         self._outbox = bytearray()
         self._fork = os.fork
-        self._children_file = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+        self._pid = os.getpid()
+        self._children_file = f"/proc/{self._pid}/task/{self._pid}/children"
 
     def run(self) -> NoReturn:
         if self._settings.learned and self._settings.spawn_reason is None:
@@ -156,36 +157,27 @@ class Zygote:
                     "its output descriptors did not arrive; is the limit on open files"
                     " (`ulimit -n`) too low?"
                 )
-            pid = self._fork_task(frame)
+            pid = self._fork()
         except OSError as error:
             message = f"the task's process could not be started: {error}"
             self._say({"type": "start_failed", "attempt": attempt, "message": message})
+            _close_all(frame.descriptors)
             return
-        finally:
-            for descriptor in frame.descriptors:
-                os.close(descriptor)
+        if pid == 0:
+            _process.run_child(lambda: self._become_task(frame))
+        _close_all(frame.descriptors)
         running = Running(attempt, pid)
         self._by_pid[pid] = self._by_attempt[_key(attempt)] = running
         self._say({"type": "started", "attempt": attempt, "pid": pid})
 
-    def _fork_task(self, frame: Frame) -> int:
-        zygote = os.getpid()
-        pid = self._fork()
-        if pid != 0:
-            return pid
-        try:
-            os.setpgid(0, 0)
-            _process.die_with_parent(zygote)
-            self._close_in_child()
-            stdout, stderr, control = frame.descriptors
-            descriptors = _child.Descriptors(stdout, stderr, control)
-            if self._spawn_reason() is not None:
-                self._starter.spawn(descriptors, frame.message["spec"], self._extra_environment)
-            self._starter.run_forked(descriptors, frame.message["spec"])
-        finally:
-            # Only an error of ours comes here; the user's are handled where they happen.
-            _child.report_own_error()
-            os._exit(1)
+    def _become_task(self, frame: Frame) -> None:
+        os.setpgid(0, 0)
+        _process.die_with_parent(self._pid)
+        self._close_in_child()
+        descriptors = _child.Descriptors(*frame.descriptors)
+        if self._spawn_reason() is not None:
+            self._starter.spawn(descriptors, frame.message["spec"], self._extra_environment)
+        self._starter.run_forked(descriptors, frame.message["spec"])
 
     def _close_in_child(self) -> None:
         _process.give_signals_back(_origin.get().signals)
@@ -254,6 +246,11 @@ class Zygote:
         self._starter.isolation += result.isolation
         self._prepare_to_fork()
         self._say({"type": "learned", "packages": result.learned, "refused": result.refused})
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _key(attempt: dict[str, int]) -> tuple[int, int]:

@@ -132,21 +132,25 @@ def test_errors_of_the_flow_are_printed_with_their_place(tmp_path: Path) -> None
     assert done.stderr == "    Validity checker found an issue:\n    one\n    two\n\n"
 
 
-def test_no_engine(tmp_path: Path) -> None:
-    done = run_script(tmp_path, WITH_MAIN)
-    assert done.returncode == 1
-    assert (
-        done.stderr
-        == (
-            f"the engine `metaflow` was not found beside {sys.executable}: reinstall it with "
-            "`pip install --force-reinstall ferroflow`, or set FERROFLOW_ENGINE to its path.\n"
-        )
-        or "belongs to the Python package `metaflow`" in done.stderr
+def test_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sys.path.insert(0, str(PACKAGE))
+    from metaflow import _main
+
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(_main, "_script_directories", list)
+    monkeypatch.delenv("FERROFLOW_ENGINE", raising=False)
+    with pytest.raises(SystemExit):
+        _main._find_engine()
+    assert capsys.readouterr().err == (
+        f"the engine `metaflow` was not found beside {tmp_path}/python: reinstall it with "
+        "`pip install --force-reinstall ferroflow`, or set FERROFLOW_ENGINE to its path.\n"
     )
 
 
 def test_the_peers_command_is_not_taken_for_the_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sys.path.insert(0, str(PACKAGE))
     from metaflow import _main
@@ -159,6 +163,11 @@ def test_the_peers_command_is_not_taken_for_the_engine(
     monkeypatch.delenv("FERROFLOW_ENGINE", raising=False)
     with pytest.raises(SystemExit):
         _main._find_engine()
+    assert capsys.readouterr().err == (
+        f"`{script}` belongs to the Python package `metaflow`, which cannot be installed beside "
+        "`ferroflow`: run `pip uninstall metaflow`, then "
+        "`pip install --force-reinstall ferroflow`.\n"
+    )
     script.write_bytes(b"\x7fELF rest")
     assert _main._find_engine() == str(script)
 

@@ -347,6 +347,14 @@ def test_signals_reach_the_whole_group_and_only_the_task(tmp_path: Path) -> None
     assert run_flow(tmp_path, flow, scenario) == [{"signal": 15}, True, {"signal": 9}]
 
 
+def test_the_stack_is_as_deep(tmp_path: Path) -> None:
+    """Else deep recursion would end at another depth."""
+    body = "import inspect\nreturn [frame.function for frame in inspect.stack()]"
+    forked, spawned = both(tmp_path, body)
+    assert forked["result"] == spawned["result"]
+    assert len(forked["result"]) < 10
+
+
 def test_many_tasks_at_once(tmp_path: Path) -> None:
     flow = flow_with("print(spec['number']); return spec['number']")
     scenario = """
