@@ -227,11 +227,14 @@ class Run(MetaflowObject):
 
 
 def _tag_list(tags: str | Iterable[str]) -> list[str]:
-    given: list[Any] = [tags] if isinstance(tags, str) else list(tags)
+    from metaflow.exception import MetaflowTaggingError
+
+    try:
+        given: list[Any] = [tags] if isinstance(tags, str) else list(tags)
+    except TypeError:
+        given = [tags]
     for tag in given:
         if not isinstance(tag, str):
-            from metaflow.exception import MetaflowTaggingError
-
             raise MetaflowTaggingError(f"a tag is a text, not {tag!r}")
     return given
 

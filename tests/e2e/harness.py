@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "examples"
@@ -59,9 +62,11 @@ class Result:
 
     def ok(self) -> "Result":
         """The result itself, having checked that the command succeeded."""
+        __tracebackhide__ = True
         return self.exited(0)
 
     def exited(self, code: int) -> "Result":
+        __tracebackhide__ = True
         assert self.code == code, f"exit code {self.code}, not {code}\n{self.stdout}\n{self.stderr}"
         return self
 
@@ -110,10 +115,20 @@ def start(
     *arguments: str,
     env: dict[str, str] | None = None,
     stdout: int | None = None,
+    address_space: int | None = None,
+    group: Path | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Starts a command of a flow in a session of its own."""
+    """Starts a command of a flow in a session of its own; with a limit of bytes, in a cgroup."""
+    command = [sys.executable, str(flow), *arguments]
+    limits = []
+    if address_space:
+        limits.append(f"ulimit -v {address_space >> 10}")
+    if group:
+        limits.append(f"echo $$ > {group}/cgroup.procs")
+    if limits:
+        command = ["sh", "-c", " && ".join([*limits, 'exec "$0" "$@"']), *command]
     return subprocess.Popen(
-        [sys.executable, str(flow), *arguments],
+        command,
         cwd=folder,
         env=environment(folder, env),
         stdin=subprocess.DEVNULL,
@@ -147,12 +162,12 @@ def run_flow(
     folder: Path,
     flow: str | Path,
     *arguments: str,
-    env: dict[str, str] | None = None,
     deadline: float = DEADLINE,
+    **more: Any,
 ) -> Result:
     """Runs one command of a flow, given as source text or as a file, to its end."""
     path = write_flow(folder, flow) if isinstance(flow, str) else flow
-    return finish(start(folder, path, *arguments, env=env), folder, deadline)
+    return finish(start(folder, path, *arguments, **more), folder, deadline)
 
 
 def run_python(
@@ -173,6 +188,7 @@ def run_python(
 
 def client(folder: Path, source: str, env: dict[str, str] | None = None) -> list[str]:
     """Lines printed by a piece of Python that has the client's names imported."""
+    __tracebackhide__ = True
     names = "from metaflow import Flow, Run, Step, Task, DataArtifact, Metaflow, namespace\n"
     return run_python(folder, names + textwrap.dedent(source), env=env).ok().stdout.splitlines()
 
@@ -236,5 +252,33 @@ def background(folder: Path, flow: Path, *arguments: str) -> "Iterator[subproces
             process.communicate()
 
 
-def unique(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex[:8]}"
+@contextmanager
+def memory_group(limit: int) -> Iterator[Path]:
+    """A real memory cgroup of this many bytes; skips the test where none may be made."""
+    name = f"ferroflow-test-{uuid.uuid4().hex[:8]}"
+    group = _limited_group(name, limit)
+    if group is None:
+        pytest.skip("making a memory cgroup needs root and a writable cgroup file system")
+    try:
+        yield group
+    finally:
+        wait_until(lambda: not (group / "cgroup.procs").read_text(), "empty cgroup", 10)
+        group.rmdir()
+
+
+def _limited_group(name: str, limit: int) -> Path | None:
+    for base in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")):
+        group = base / name
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        for file in ("memory.max", "memory.limit_in_bytes"):
+            if (group / file).exists():
+                (group / file).write_text(str(limit))
+                swap = group / "memory.swap.max"
+                if swap.exists():
+                    swap.write_text("0")
+                return group
+        group.rmdir()
+    return None

@@ -79,7 +79,7 @@ def test_version_and_help(folder: Path) -> None:
         (("run", "--max-workers", "many"), ["--max-workers", "many"]),
         (("run", "--max-workers", "0"), ["--max-workers"]),
         (("--datastor", "local", "run"), ["--datastor", "--datastore"]),
-        (("dump",), ["INPUT_PATH"]),
+        (("dump",), ["RUN/STEP"]),
     ],
 )
 def test_usage_mistakes_end_with_2(

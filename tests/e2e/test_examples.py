@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import EXAMPLES, REPOSITORY, client, run_flow
+from harness import EXAMPLES, REPOSITORY, Result, client, memory_group, run_flow
 
 SHARED = REPOSITORY.parent / "shared" / "examples"
 needs_shared = pytest.mark.skipif(
@@ -93,21 +93,29 @@ def test_splits1000_of_the_documents(folder: Path) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("name", ["bigsum.py", "bigsum_parallel.py"])
-def test_bigsum_of_the_documents(folder: Path, name: str) -> None:
-    """51 GB: numpy's own MemoryError, or the kernel's kill, told in these lines."""
+def test_bigsum_of_the_documents_gets_no_memory(folder: Path, name: str) -> None:
+    """51 GB, where memory is refused: numpy's own MemoryError, told in these lines."""
     pytest.importorskip("numpy")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if memory > 48 << 30:
-        pytest.skip("this machine has the memory")
-    result = run_flow(folder, SHARED / name, "run").exited(1)
-    assert "TIME [1/start/1 (pid N)] Task failed." in result.out
-    assert "TIME Workflow failed." in result.out
-    assert "Step failure:" in result.stderr
-    assert "start (task-id 1) failed." in result.stderr.replace("`", "")
-    told = [line for line in result.out.splitlines() if "MemoryError" in line]
-    if told:
-        assert all(line.startswith("TIME [1/start/1 (pid N)] ") for line in told)
-    else:
-        assert "out of memory" in result.stdout.lower()
-        assert "60000" in result.stdout
+    result = run_flow(folder, SHARED / name, "run", address_space=8 << 30).exited(1)
+    told_failure(folder, result)
+    (told,) = [line for line in result.out.splitlines() if "MemoryError" in line]
+    assert told.startswith("TIME [1/start/1 (pid N)] ") and "47.7 GiB" in told
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["bigsum.py", "bigsum_parallel.py"])
+def test_bigsum_of_the_documents_is_killed(folder: Path, name: str) -> None:
+    """51 GB, where memory is promised and then missing: the kernel kills the task."""
+    pytest.importorskip("numpy")
+    with memory_group(400 << 20) as group:
+        result = run_flow(folder, SHARED / name, "run", group=group).exited(1)
+    told_failure(folder, result)
+    (told,) = [line for line in result.out.splitlines() if "out of memory" in line.lower()]
+    assert told.startswith("TIME [1/start/1 (pid N)] ")
+    assert "60000" in told and "400 MiB" in told
+
+
+def told_failure(folder: Path, result: Result) -> None:
+    assert "TIME [1/start/1 (pid N)] Task failed.\nTIME Workflow failed.\n" in result.out
+    assert "    Step failure:\n    Step start (task-id 1) failed.\n" in result.err
     assert client(folder, "print(Run('BigSum/1').state)") == ["failed"]

@@ -30,7 +30,7 @@ class FailFlow(FlowSpec):
 def test_exception_shows_the_users_frames_and_the_step(folder: Path) -> None:
     result = run_flow(folder, failing("raise ValueError('no *luck*')"), "run").exited(1)
     text = result.out
-    assert "TIME [1/start/1 (pid N)] <flow FailFlow step start> failed:" in text
+    assert "TIME [1/start/1 (pid N)]     <flow FailFlow step start> failed:\n" in text
     assert "ValueError: no *luck*" in text
     assert "flow.py" in text and "metaflow/_" not in text
     assert "TIME [1/start/1 (pid N)] Task failed." in text

@@ -76,7 +76,7 @@ def test_environment_gives_a_value_and_the_command_line_wins(folder: Path) -> No
         ("'p', default=1.5", ("--p", "x"), 2, ["--p", "x"]),
         ("'p', default=True", ("--p", "maybe"), 2, ["--p", "maybe"]),
         ("'p', type=JSONType", ("--p", "{bad"), 2, ["--p", "JSON"]),
-        ("'p'", ("--q", "1"), 2, ["--q", "--p"]),
+        ("'alpha'", ("--alhpa", "1"), 2, ["--alhpa", "--alpha"]),
         ("'p'", ("--p",), 2, ["--p"]),
         ("'tag'", (), 1, ["tag", "reserved"]),
         ("'max-workers'", (), 1, ["max-workers", "reserved"]),
