@@ -79,8 +79,8 @@ fn overran_cause(facts: &Facts, grace: Duration) -> Cause {
 
 /// The kernel killed the task for lack of memory.
 pub fn out_of_memory(facts: &Facts, usage: &Usage, limit: Option<(u64, Bound)>) -> Cause {
-    let mut text =
-        format!("the kernel killed the task for lack of memory: it used up to {}", human_bytes(usage.peak_memory));
+    let peak = human_bytes(usage.peak_memory);
+    let mut text = format!("out of memory, the kernel killed the task: it used up to {peak}");
     if let Some((bytes, bound)) = limit {
         text.push_str(&format!(", and {bound} has {} for everything that runs in it", human_bytes(bytes)));
     }
@@ -107,7 +107,7 @@ mod tests {
         let cause = out_of_memory(&facts(), &usage, Some((4 << 30, Bound::ControlGroup)));
         assert_eq!(
             cause.text,
-            "the kernel killed the task for lack of memory: it used up to 3.0 GiB, and this process' control group \
+            "out of memory, the kernel killed the task: it used up to 3.0 GiB, and this process' control group \
              (container or job) has 4.0 GiB for everything that runs in it; `@resources(memory=8000)` asks for 8000 MB, \
              which reserves nothing for a local task; run fewer tasks at a time (`--max-workers`), or the step where \
              there is more memory"
