@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, waitpid};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, wait, waitpid};
 
 /// Pause between two looks at what is still alive.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Looks in a row at our own children alone.
+const CHAIN_LOOKS: usize = 100;
 
 /// What `/proc/<pid>/stat` says of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +29,6 @@ pub struct Process {
 /// How a sweep ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    pub killed: usize,
     /// Names of what could not be killed (another user's, or stuck in the kernel).
     pub alive: Vec<String>,
 }
@@ -134,46 +136,76 @@ pub async fn wait_for_end(pid: Pid, deadline: Duration) -> Option<Option<WaitSta
     }
 }
 
-/// Kills every descendant of this process, and theirs, until none is left or `deadline` passed.
+/// Kills every descendant of this process until none is left or `deadline` passed. The process
+/// must be a subreaper: having no child then means having no descendant. Listings alone cannot
+/// tell, for they miss processes while others come and go.
 pub async fn kill_descendants(deadline: Duration) -> Swept {
     let until = Instant::now() + deadline;
-    let mut victims = HashSet::new();
-    loop {
-        let alive = stop_all();
-        for process in &alive {
-            victims.insert(process.pid);
-            signal(process.pid, Signal::KILL);
+    while reap_all() == Children::Left {
+        if Instant::now() >= until {
+            let alive = descendants(getpid()).into_iter().filter(|process| !process.ended);
+            return Swept { alive: alive.map(|process| process.name).collect() };
         }
-        if alive.is_empty() || Instant::now() >= until {
-            let names = alive.into_iter().map(|process| process.name).collect::<Vec<_>>();
-            return Swept { killed: victims.len() - names.len(), alive: names };
+        for pid in stop_all() {
+            signal(pid, Signal::KILL);
+        }
+        if kill_chains() == Children::None {
+            break;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+    Swept::default()
 }
 
-/// Stops all descendants, so that none can fork while the others are being killed, and reaps
-/// those that ended. Returns what is alive.
-fn stop_all() -> Vec<Process> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Children {
+    None,
+    Left,
+}
+
+/// Reaps whatever has ended.
+fn reap_all() -> Children {
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_reaped)) => {}
+            Ok(None) => return Children::Left,
+            Err(Errno::INTR) => {}
+            Err(_no_child) => return Children::None,
+        }
+    }
+}
+
+/// Stops all descendants that can be found, so that none can fork while the others are being
+/// killed, and returns them.
+fn stop_all() -> HashSet<Pid> {
     let mut stopped = HashSet::new();
     // A family that forks faster than this is caught by the next look.
     for _ in 0..10 {
-        let all = descendants(getpid());
-        let mut news = false;
-        for process in &all {
-            if process.ended {
-                // A zombie of another parent is that parent's to reap; it then becomes ours.
-                let _not_ours = reap(process.pid);
-            } else if stopped.insert(process.pid) {
+        let before = stopped.len();
+        for process in descendants(getpid()).into_iter().filter(|process| !process.ended) {
+            if stopped.insert(process.pid) {
                 signal(process.pid, Signal::STOP);
-                news = true;
             }
         }
-        if !news {
-            return all.into_iter().filter(|process| !process.ended).collect();
+        if stopped.len() == before {
+            break;
         }
     }
-    descendants(getpid()).into_iter().filter(|process| !process.ended).collect()
+    stopped
+}
+
+/// A process that forks and leaves is gone before a walk through the family gets to it. Its
+/// orphan is our child, and the shortest way from listing to killing catches it.
+fn kill_chains() -> Children {
+    for _ in 0..CHAIN_LOOKS {
+        for pid in children_by_listing(getpid()).unwrap_or_default() {
+            signal(pid, Signal::KILL);
+        }
+        if reap_all() == Children::None {
+            return Children::None;
+        }
+    }
+    Children::Left
 }
 
 fn signal(pid: Pid, signal: Signal) {

@@ -281,7 +281,7 @@ def background(spec, control, zygote):
     """Leaves a process that prints later, on the task's own stdout."""
     if os.fork() == 0:
         os.setsid()
-        time.sleep(0.6)
+        time.sleep(2)
         say("late 1")
         say("late 2")
         os._exit(0)
@@ -313,6 +313,27 @@ def daemon(spec, control, zygote):
         os.read(reading, 1)
     outcome(control)
     return 0
+
+
+def restless(spec, control, zygote):
+    """A few processes that change their ids all the time: one chain that forks and leaves, and
+    parents whose children come and go. Never more than a handful; ends by itself."""
+    end = time.time() + 10
+    for chain in (True, False, False):
+        if os.fork() == 0:
+            os.setsid()
+            _prctl(1, 0)
+            control.socket.close()
+            while time.time() < end:
+                if chain and os.fork():
+                    os._exit(0)
+                if not chain:
+                    if os.fork() == 0:
+                        os._exit(0)
+                    os.wait()
+            os._exit(0)
+    time.sleep(0.2)
+    return sleeps_on("restless")
 
 
 def closed(spec, control, zygote):
@@ -349,7 +370,7 @@ def imports(spec, control, zygote):
     if spec["task"] == 1:
         time.sleep(0.05)
         control.send({"type": "imported", "packages": ["numpy"]})
-        time.sleep(0.3)
+        time.sleep(1.5)
     outcome(control, imports=["numpy"])
     return 0
 
@@ -407,6 +428,7 @@ TASKS = {
         flood,
         background,
         daemon,
+        restless,
         closed,
         garbage,
         garbage_after,

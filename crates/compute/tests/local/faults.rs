@@ -95,10 +95,29 @@ fn a_front_end_that_is_killed_takes_everything_down_within_a_second() {
         }
         bench.recorder.wait_for("`Down`", |events| matches!(events.last(), Some(LayerEvent::Down { .. }))).await;
         assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
-        assert_eq!(descendants(getpid()), [], "nothing of the run is alive");
+        assert!(descendants(getpid()).is_empty(), "nothing of the run is alive");
         let late = bench.submit("quick");
         assert_eq!(bench.recorder.wait_for_end(late).await.cause().kind, CauseKind::FrontEndLost);
         bench.finish().await;
+    });
+}
+
+#[test]
+fn processes_that_keep_changing_their_ids_do_not_get_away() {
+    alone(async {
+        let mut bench = Bench::new().await;
+        let id = bench.submit("restless");
+        bench.recorder.wait_for_line(id, "restless").await;
+        let begin = Instant::now();
+        let pid = Pid::from_raw(bench.front_end.pid() as i32).expect("a process id");
+        kill_process(pid, Signal::KILL).expect("our own child");
+        bench.recorder.wait_for("`Down`", |events| matches!(events.last(), Some(LayerEvent::Down { .. }))).await;
+        println!("killed within {:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+        let child = rustix::process::wait(rustix::process::WaitOptions::NOHANG);
+        assert_eq!(child.err(), Some(rustix::io::Errno::CHILD), "no child, so no descendant, is left");
+        bench.finish().await;
+        assert!(bench.notices().is_empty(), "{:?}", bench.notices());
     });
 }
 

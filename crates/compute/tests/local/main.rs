@@ -260,7 +260,7 @@ fn a_background_process_delays_the_end_a_little_and_its_lines_still_come() {
         let begin = Instant::now();
         let id = bench.submit("background");
         bench.recorder.wait_for_end(id).await.report();
-        assert!(begin.elapsed() < Duration::from_millis(550), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_millis(1800), "{:?}", begin.elapsed());
         assert_eq!(bench.lines(id), ["early", "unfinished"]);
         bench.recorder.wait_for_line(id, "late 2").await;
         assert_eq!(bench.lines(id), ["early", "unfinished", "late 1", "late 2"]);

@@ -30,10 +30,10 @@ fn others_start_once_the_zygote_has_learned() {
         let options = Options { learn_imports: true, environment, ..Options::default() };
         let at = run_importing(4, options, &folder).await;
         let learn = at["learn ['numpy']"];
-        assert!(at["task 1"] < learn && learn - at["task 1"] < 0.25, "as soon as the first task told: {at:?}");
+        assert!(at["task 1"] < learn && learn - at["task 1"] < 1.2, "as soon as the first task told: {at:?}");
         for task in 2..=4 {
             let start = at[&format!("task {task}")];
-            assert!(start - learn >= 0.1 && start - learn < 0.3, "task {task}: {at:?}");
+            assert!(start - learn >= 0.1 && start - learn < 1.5, "task {task}: {at:?}");
         }
     });
 }
@@ -43,9 +43,10 @@ fn holds_are_short_when_nothing_comes_of_them() {
     alone(async {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let timings = Timings { first_import: Duration::from_millis(20), ..Timings::default() };
+        // The first task tells of an import after 50 ms.
         let at = run_importing(2, Options { learn_imports: true, timings, ..Options::default() }, &folder).await;
         let wait = at["task 2"] - at["task 1"];
-        assert!((0.015..0.05).contains(&wait), "{at:?}");
+        assert!((0.015..1.0).contains(&wait), "long before the first task ended: {at:?}");
     });
 }
 
@@ -53,8 +54,9 @@ fn holds_are_short_when_nothing_comes_of_them() {
 fn without_learning_nobody_waits_and_a_lone_task_teaches_nothing() {
     alone(async {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let at = run_importing(3, Options::default(), &folder).await;
-        assert!(at["task 3"] - at["task 1"] < 0.05, "{at:?}");
+        let timings = Timings { first_import: Duration::from_secs(20), ..Timings::default() };
+        let at = run_importing(3, Options { timings, ..Options::default() }, &folder).await;
+        assert!(at["task 3"] - at["task 1"] < 1.5, "before the first task ended: {at:?}");
         assert!(!at.contains_key("learn ['numpy']"));
         let folder = tempfile::tempdir().expect("a temporary folder");
         let at = run_importing(1, Options { learn_imports: true, ..Options::default() }, &folder).await;
