@@ -170,13 +170,18 @@ impl Spill {
         let target = store.blob_path(hash);
         self.file.sync_data().map_err(|error| StoreError::io("write an artifact to", &target, error))?;
         let folder = target.parent().expect("a blob lies in a folder");
-        match fs::rename(&self.path, &target) {
+        let renamed = match fs::rename(&self.path, &target) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 fs::create_dir_all(folder).map_err(|error| StoreError::io("create the folder", folder, error))?;
-                fs::rename(&self.path, &target).map_err(|error| StoreError::io("write an artifact to", &target, error))
+                fs::rename(&self.path, &target)
             }
-            other => other.map_err(|error| StoreError::io("write an artifact to", &target, error)),
-        }
+            other => other,
+        };
+        renamed.map_err(|error| StoreError::io("write an artifact to", &target, error))?;
+        // After a power cut no pack may name a blob that is not there. Some file systems cannot
+        // sync a folder; those keep their own order.
+        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        Ok(())
     }
 }
 
