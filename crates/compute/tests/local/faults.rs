@@ -156,7 +156,7 @@ fn only_a_kill_that_the_kernel_counted_is_for_lack_of_memory() {
         let by_kernel = bench.submit_launch(launch);
         let cause = bench.recorder.wait_for_end(by_kernel).await.report().cause.expect("a cause");
         assert_eq!(cause.kind, CauseKind::OutOfMemory);
-        assert!(cause.text.starts_with("the kernel killed the task for lack of memory: it used up to "), "{cause:?}");
+        assert!(cause.text.starts_with("out of memory, the kernel killed the task: it used up to "), "{cause:?}");
         assert!(cause.text.contains(", and this machine has 4.0 GiB for everything that runs in it; "), "{cause:?}");
         assert!(cause.text.contains("`@resources(memory=16000)` asks for 16000 MB"), "{cause:?}");
         // That one kill explains no other.
