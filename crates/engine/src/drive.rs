@@ -135,6 +135,9 @@ pub async fn drive(
     while let Ok(letter) = receiver.try_recv() {
         driver.take_last(letter);
     }
+    if wants_progress {
+        driver.show_progress();
+    }
     driver.finish(failure)
 }
 
