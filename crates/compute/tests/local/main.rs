@@ -241,14 +241,18 @@ fn lines_of_an_ended_task_come_before_its_end_however_slow_the_reader_is() {
         let sink = Arc::new(StuckSink(gate, recorder.clone()));
         let (_front_end, layer) = start_layer(Options::default(), sink).await;
         layer.submit(launch(1, "quick"));
-        recorder.wait_for_line(attempt(1), "out 1").await;
+        // Of either stream, for either may be read first; the other waits.
+        let logged = |events: &[LayerEvent]| events.iter().any(|event| matches!(event, LayerEvent::Log { .. }));
+        recorder.wait_for("a line", logged).await;
         // Well beyond the time that draining may take.
         tokio::time::sleep(Duration::from_millis(400)).await;
         let ended = |events: &[LayerEvent]| events.iter().any(|event| matches!(event, LayerEvent::Finished { .. }));
         assert!(!ended(&recorder.events()));
         open.send_replace(true);
         recorder.wait_for_end(attempt(1)).await.report();
-        assert_eq!(recorder.lines(attempt(1), Stream::Stderr), ["err 1"]);
+        check_order(&recorder.events(), &[attempt(1)]);
+        let lines = [Stream::Stdout, Stream::Stderr].map(|stream| recorder.lines(attempt(1), stream));
+        assert_eq!(lines, [["out 1"], ["err 1"]]);
         layer.shut_down().await;
     });
 }
