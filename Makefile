@@ -8,6 +8,7 @@ VENV ?= .venv
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/ferroflow/target
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 RELEASE := $(CARGO_TARGET_DIR)/release
+LOCK := $(CARGO_TARGET_DIR)/.ferroflow.lock
 BIN := $(VENV)/bin
 PYTHON_FILES := build_backend.py python tests benches examples
 # The extension is tested from Python: cargo cannot link a test program of it without libpython.
@@ -30,14 +31,18 @@ build: $(BIN)/python ## Build the wheel into dist/
 
 develop: $(VENV)/develop.stamp engine extension ## Set .venv up to work on this checkout
 
-engine:
-	cargo build --release --package ferroflow-cli
-	@mkdir -p $(BIN) && ln -sf $(RELEASE)/metaflow $(BIN)/metaflow
+# What is taken out of the target folder is copied under the lock that wheel builds take too
+# (build_backend.py): checkouts may share the folder. A running program may have the old file
+# mapped, so the new one is put beside it and renamed.
+engine: | $(BIN)/python
+	@mkdir -p $(CARGO_TARGET_DIR)
+	flock $(LOCK) $(SHELL) -ec 'cargo build --release --package ferroflow-cli && cp $(RELEASE)/metaflow $(BIN)/.metaflow.new'
+	@mv $(BIN)/.metaflow.new $(BIN)/metaflow
 
-# A running Python may have the old file mapped: put the new one beside it and rename.
 extension:
-	cargo build --release --package ferroflow-python
-	@cp $(RELEASE)/lib_native.so python/metaflow/.native.new && mv python/metaflow/.native.new python/metaflow/_native.abi3.so
+	@mkdir -p $(CARGO_TARGET_DIR)
+	flock $(LOCK) $(SHELL) -ec 'cargo build --release --package ferroflow-python && cp $(RELEASE)/lib_native.so python/metaflow/.native.new'
+	@mv python/metaflow/.native.new python/metaflow/_native.abi3.so
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; choose one with: make PYTHON=/path/to/python3.11"; exit 1; }

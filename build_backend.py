@@ -4,10 +4,13 @@ maturin packs one crate, the extension; the engine is a program of another crate
 wheel as the script `metaflow`. `pip install .`, `make demo` and CI all come through here.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +49,20 @@ def build_wheel(
 ) -> str:
     """Builds the engine, then the wheel around it."""
     SCRIPTS.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(build_engine(), SCRIPTS / "metaflow")
-    wheel: str = maturin.build_wheel(wheel_directory, config_settings, metadata_directory)
+    with alone_in_target_folder():
+        shutil.copy2(build_engine(), SCRIPTS / "metaflow")
+        wheel: str = maturin.build_wheel(wheel_directory, config_settings, metadata_directory)
     return wheel
+
+
+@contextmanager
+def alone_in_target_folder() -> Iterator[None]:
+    """Checkouts may share a target folder, and what is taken from it must be one's own build."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or HERE / "target")
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / ".ferroflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def build_engine() -> Path:
