@@ -36,8 +36,6 @@ pub struct Config {
     /// Start every task as a new interpreter.
     pub spawn: bool,
     pub learn_imports: bool,
-    /// Address of a UI, shown beside a run's first and last line.
-    pub ui_url: Option<String>,
 }
 
 impl Lookup {
@@ -151,7 +149,6 @@ impl Config {
             default_environment: text("METAFLOW_DEFAULT_ENVIRONMENT", "local"),
             spawn: lookup.value("FERROFLOW_START_METHOD").as_deref() == Some("spawn"),
             learn_imports: lookup.flag("FERROFLOW_LEARNED_IMPORTS", true),
-            ui_url: lookup.value("METAFLOW_UI_URL"),
             lookup,
         })
     }

@@ -147,6 +147,8 @@ pub trait LogStore: Send + Sync {
     fn append(&self, place: &LogPlace, stream: Stream, at: Millis, lines: &[Vec<u8>]) -> Result<(), MetadataError>;
     /// No more lines for this attempt will come; open handles may go.
     fn close(&self, place: &LogPlace);
+    /// Puts these lines in place of all that is kept of an attempt, whole or not at all.
+    fn replace(&self, place: &LogPlace, lines: &[LogLine]) -> Result<(), MetadataError>;
     /// All lines of an attempt, in the order they were appended.
     fn read(&self, place: &LogPlace) -> Result<Vec<LogLine>, MetadataError>;
 }

@@ -68,6 +68,18 @@ impl LogStore for FileLogStore {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).files.remove(place);
     }
 
+    fn replace(&self, place: &LogPlace, lines: &[LogLine]) -> Result<(), MetadataError> {
+        let path = self.store.log_path(place);
+        let mut data = Vec::new();
+        for line in lines {
+            data.extend(encode(line.stream, line.at, std::slice::from_ref(&line.bytes)));
+        }
+        let temporary = path.with_extension(format!("log.{}", std::process::id()));
+        fs::write(&temporary, data)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(|error| unavailable("write", &path, &error))
+    }
+
     fn read(&self, place: &LogPlace) -> Result<Vec<LogLine>, MetadataError> {
         let path = self.store.log_path(place);
         match fs::read(&path) {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::metadata::{DataRef, TaskRow};
 use ferroflow_core::port::{LogLine, LogPlace, LogStore, Stream};
-use ferroflow_store::{Datastore, FileLogStore};
+use ferroflow_store::{Datastore, FileLogStore, SqliteMetadata};
 use jiff::tz::TimeZone;
 
 use crate::arguments::{LogsOptions, ScrubOptions};
@@ -69,8 +69,56 @@ fn place(context: &Context, row: &TaskRow, attempt: Option<u32>) -> LogPlace {
     }
 }
 
-pub fn scrub(_context: &Context, _options: &ScrubOptions) -> Result<(), Failure> {
-    Err(Failure::invalid_command(
-        "`logs scrub` is not in this version; delete the task's `.log` file in the datastore instead",
-    ))
+/// `logs scrub`: what tasks printed is overwritten for good.
+pub fn scrub(context: &Context, options: &ScrubOptions) -> Result<(), Failure> {
+    let metadata = context.metadata(false)?;
+    let tasks = super::tasks_at(context, &metadata, &options.logs.path)?;
+    let logs = FileLogStore::new(Datastore::new(&context.root));
+    for task in &tasks {
+        let name = format!("run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
+        if !task.record.state.is_final() && !options.include_not_done {
+            eprintln!("Not scrubbed, not finished yet: {name} (scrub it all the same with --include-not-done)");
+            continue;
+        }
+        for attempt in attempts(&metadata, context, task, options)? {
+            scrub_attempt(&logs, &place(context, task, Some(attempt)), &options.logs)?;
+        }
+        eprintln!("Scrubbed logs of {name}");
+    }
+    Ok(())
+}
+
+fn attempts(
+    metadata: &SqliteMetadata,
+    context: &Context,
+    task: &TaskRow,
+    options: &ScrubOptions,
+) -> Result<Vec<u32>, Failure> {
+    let record = &task.record;
+    if options.all_attempts {
+        let rows = metadata.attempts(&context.flow.name, &task.run, record.task)?;
+        return Ok(rows.iter().map(|row| row.record.attempt).collect());
+    }
+    let latest = record.data.as_ref().map_or(record.attempt, |data| data.attempt);
+    Ok(vec![options.logs.attempt.unwrap_or(latest)])
+}
+
+fn scrub_attempt(logs: &FileLogStore, place: &LogPlace, wanted: &LogsOptions) -> Result<(), Failure> {
+    let lines = logs.read(place)?;
+    let mut kept = Vec::new();
+    for (stream, name, scrubbed) in
+        [(Stream::Stdout, "stdout", wanted.stdout), (Stream::Stderr, "stderr", wanted.stderr)]
+    {
+        let mut of_stream = lines.iter().filter(|line| line.stream == stream).cloned();
+        if scrubbed {
+            kept.extend(
+                of_stream
+                    .next()
+                    .map(|first| LogLine { bytes: format!("[REDACTED task {name}]").into_bytes(), ..first }),
+            );
+        } else {
+            kept.extend(of_stream);
+        }
+    }
+    if kept.is_empty() { Ok(()) } else { Ok(logs.replace(place, &kept)?) }
 }

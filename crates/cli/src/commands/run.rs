@@ -56,7 +56,7 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
         ));
     };
     let graph = checks::graph_to_run(context, &options.with)?;
-    let rerun_from = resume.step.map(|step| known_step(&graph, &step)).transpose()?;
+    let rerun_from = resume.step.map(StepName::from);
     let not_found = |text: String| {
         Failure::invalid_command(format!("Resume could not find run id {origin} of {}: {text}", context.flow.name))
     };
@@ -70,9 +70,7 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
         ferroflow_core::port::MetadataError::NotFound(text) => not_found(text),
         error => error.into(),
     })?;
-    if !plan.tasks.iter().any(|row| row.record.step.as_str() == ferroflow_core::id::PARAMETERS_STEP) {
-        return Err(not_found("it ended before its parameters were recorded; use `run`".to_owned()));
-    }
+    plan.check(&graph).map_err(Failure::invalid_command)?;
     let run = create_run(context, &metadata, &graph, &options, Some(origin))?;
     write_run_files(context, &options, &run)?;
     start(context, &options, graph, metadata, run, Some(plan)).await
@@ -81,17 +79,6 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
 fn line_now(line: &Line) -> String {
     let zone = jiff::tz::TimeZone::system();
     format!("{} {line}", terminal::local_time(clock::now(), &zone))
-}
-
-fn known_step(graph: &Graph, step: &str) -> Result<StepName, Failure> {
-    if graph.step(step).is_some() {
-        return Ok(StepName::from(step));
-    }
-    let hint = ferroflow_core::suggestion::did_you_mean(step, graph.names(), |name| format!("`{name}`"));
-    Err(Failure::invalid_command(format!(
-        "Step `{step}` is not in the flow.{hint} Its steps are: {}.",
-        graph.names().join(", ")
-    )))
 }
 
 fn open_for_writing(context: &Context) -> Result<SqliteMetadata, Failure> {
