@@ -41,7 +41,11 @@ impl Context {
     }
 
     pub fn store(&self) -> StoreLocation {
-        StoreLocation { kind: "local".to_owned(), root: self.root.to_string_lossy().into_owned() }
+        StoreLocation {
+            kind: "local".to_owned(),
+            root: self.root.to_string_lossy().into_owned(),
+            options: Default::default(),
+        }
     }
 
     /// The metadata store, which has to exist already unless `create`.

@@ -74,7 +74,7 @@ pub fn launch(task: u64, step: &str) -> TaskLaunch {
         parameters,
         foreach_stack: Vec::new(),
         origin_run: None,
-        store: StoreLocation { kind: "local".to_owned(), root: "/nowhere".to_owned() },
+        store: StoreLocation { kind: "local".to_owned(), root: "/nowhere".to_owned(), options: Default::default() },
         decorators: Vec::new(),
         user: "tester".to_owned(),
         identity: "user:tester".to_owned(),

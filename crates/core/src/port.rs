@@ -103,6 +103,67 @@ pub trait ComputeLayer: Send + Sync {
     fn capacity(&self) -> usize;
 }
 
+/// An object in an artifact store, by its key below the store's root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectEntry {
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Why an object could not be read or written, after the retries that make sense.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// The credentials do not allow it, or there are none; no retry helps.
+    #[error("{0}")]
+    Denied(String),
+    /// No such bucket or container; no retry helps.
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// The artifact store as plain objects, for what remote tasks need: code packages and logs.
+pub trait ObjectAccess: Send + Sync {
+    /// Writes an object. With `only_if_absent` one that is there already stays (`false`).
+    fn put<'a>(&'a self, key: &'a str, data: Vec<u8>, only_if_absent: bool) -> Later<'a, Result<bool, ObjectError>>;
+    /// The bytes from `from` on; `None` when there is no such object.
+    fn get_from<'a>(&'a self, key: &'a str, from: u64) -> Later<'a, Result<Option<Vec<u8>>, ObjectError>>;
+    /// Everything below a prefix, in order of keys.
+    fn list<'a>(&'a self, prefix: &'a str) -> Later<'a, Result<Vec<ObjectEntry>, ObjectError>>;
+    /// An address from which anybody can read the object with plain HTTP GET for a while.
+    /// `endpoint` replaces the configured one where the reader reaches the store elsewhere.
+    fn presigned<'a>(
+        &'a self,
+        key: &'a str,
+        valid_seconds: u64,
+        endpoint: Option<&'a str>,
+    ) -> Later<'a, Result<String, ObjectError>>;
+}
+
+/// What a remote task's container runs; the image's interpreter is process 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteContainer {
+    pub command: Vec<String>,
+    /// No secrets in here: they come by reference.
+    pub environment: std::collections::BTreeMap<String, String>,
+}
+
+/// Turns a launch into what a container runs. One implementation serves all remote layers.
+pub trait RemoteTasks: Send + Sync {
+    /// `layer` is `kubernetes` or `batch`; each may reach the store by another endpoint.
+    fn container<'a>(
+        &'a self,
+        launch: &'a TaskLaunch,
+        layer: &'a str,
+    ) -> Later<'a, Result<RemoteContainer, ObjectError>>;
+    /// Begins to follow the logs of an attempt that was started; lines go to the event sink.
+    fn follow(&self, id: AttemptId);
+    /// Completes when everything the attempt had flushed was sent on.
+    fn drained(&self, id: AttemptId) -> Later<'_, ()>;
+}
+
 /// Why the metadata store did not do as asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum MetadataError {

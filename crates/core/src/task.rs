@@ -9,11 +9,16 @@ use crate::id::{AttemptId, RunId, StepName, TaskId};
 /// Milliseconds since the Unix epoch.
 pub type Millis = i64;
 
-/// Where artifacts live. `kind` is `local`; `root` is the folder that holds the flows' data.
+/// Where artifacts live. `kind` is `local`, `s3`, `azure` or `gs`; `root` is the folder, or the
+/// URL (`s3://bucket/prefix`), below which the flows' data is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreLocation {
     pub kind: String,
     pub root: String,
+    /// How a remote store is reached (`endpoint`, `region` …). Never credentials: those are found
+    /// where every tool of that cloud finds them.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub options: std::collections::BTreeMap<String, String>,
 }
 
 /// Everything a task process has to know; sent as JSON to the front end.

@@ -169,3 +169,19 @@ pub enum TaskMessage {
         outcome: TaskOutcome,
     },
 }
+
+/// What a remote task's container says as it ends, in at most 4,096 bytes (the pod's termination
+/// message): the watch delivers it, so no store has to be asked. Long texts are cut; the pack has
+/// them whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TerminationMessage {
+    pub outcome: Option<TaskOutcome>,
+    pub exit: ProcessExit,
+    pub usage: Usage,
+    #[serde(default)]
+    pub cause: Option<crate::task::Cause>,
+    /// The container could not fetch the code (the address had expired, 403): sign again and
+    /// resubmit, without spending a user's retry.
+    #[serde(default)]
+    pub sign_again: bool,
+}

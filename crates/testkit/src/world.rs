@@ -19,7 +19,7 @@ pub fn settings(max_workers: usize) -> RunSettings {
     RunSettings {
         flow: "F".into(),
         run: RunId::from("1"),
-        store: StoreLocation { kind: "local".into(), root: "/store".into() },
+        store: StoreLocation { kind: "local".into(), root: "/store".into(), options: Default::default() },
         user: "tester".into(),
         identity: "user:tester".into(),
         namespace: Some("user:tester".into()),
