@@ -5,6 +5,8 @@
 pub mod admission;
 pub mod conformance;
 pub mod frontend;
+pub mod kubernetes;
 pub mod local;
 pub mod processes;
 pub mod resources;
+pub mod routing;
