@@ -60,6 +60,10 @@ def prepare(flow_class: type) -> frozenset[str]:
     prepared = _prepared.get(flow_class)
     if prepared is not None:
         return prepared
+    # What artifacts are read and written with; `_pickle` asks for `_compat_pickle` when it loads.
+    import _compat_pickle  # noqa: F401
+    import _pickle  # noqa: F401
+
     # Told of in tracebacks and needed by `self.next`: too late to import when memory is short.
     import linecache  # noqa: F401
     import tokenize  # noqa: F401
