@@ -24,7 +24,7 @@ MAY_USE = {
     "testkit": {"core"},
 }
 SLIM = ("task", "python")
-HEAVY = ("kube", "k8s-openapi", "aws-sdk", "aws-config", "axum", "hyper", "reqwest")
+HEAVY = ("kube", "k8s-openapi", "aws-sdk", "aws-config", "axum")
 
 
 def metadata() -> dict[str, object]:

@@ -17,6 +17,8 @@ from harness import (
     write_flow,
 )
 
+from metaflow._native import Metadata
+
 FLOW = """
 import os, subprocess, sys, time
 from metaflow import FlowSpec, step
@@ -60,7 +62,11 @@ class LongFlow(FlowSpec):
 
 
 def asleep(folder: Path) -> bool:
-    return all((folder / f"sleeping-{index}").exists() for index in (0, 1))
+    """Both tasks sleep, and the store knows it."""
+    if not all((folder / f"sleeping-{index}").exists() for index in (0, 1)):
+        return False
+    rows = Metadata(str(folder / ".metaflow")).tasks("LongFlow", "1", "sleep")
+    return [row["state"] for row in rows] == ["running", "running"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
