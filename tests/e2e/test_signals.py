@@ -157,7 +157,7 @@ def test_kill_of_everything_at_once(folder: Path) -> None:
         for pid in (fork_server_of(process), process.pid):
             os.kill(pid, signal.SIGKILL)
         process.wait(10)
-        wait_until(lambda: not marked_processes(folder), "everything gone", 5)
+        nothing_left(folder, within=5.0)
     lost(folder)
 
 
