@@ -7,4 +7,5 @@ pub mod conformance;
 pub mod frontend;
 pub mod local;
 pub mod processes;
+pub mod remote;
 pub mod resources;
