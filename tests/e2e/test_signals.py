@@ -10,7 +10,6 @@ from harness import (
     background,
     client,
     finish,
-    marked_processes,
     nothing_left,
     run_flow,
     wait_until,
