@@ -20,7 +20,7 @@ class BigSumFlow(FlowSpec):
 
         matrix = numpy.random.random((self.rows, self.rows))
         began = time.perf_counter()
-        # The function runs in forked processes: it sees `matrix` without a copy, and may be a lambda.
+        # The function runs in forked processes: it sees `matrix` without a copy, lambda or not.
         chunks = numpy.array_split(numpy.arange(self.rows), 8)
         self.parts = parallel_map(lambda rows: float(matrix[rows].sum()), chunks)
         self.sum = sum(self.parts)

@@ -124,13 +124,14 @@ class Bench:
         pair = []
         for side in (self.peer, self.mine):
             with scratch() as folder:
-                empty, full = ["-c", "pass"], ["-c", "import metaflow"]
+                # With the names that every flow asks for, since ours come in when asked for.
+                empty, full = ["-c", "pass"], ["-c", "from metaflow import FlowSpec, step"]
                 each = [
                     run(side, folder, *full).ok().seconds - run(side, folder, *empty).ok().seconds
                     for _ in range(self.times(11))
                 ]
                 pair.append(statistics.median(each))
-        return [Row("`import metaflow`", *pair, "s", "≤ 0.04 s")]
+        return [Row("`from metaflow import FlowSpec, step`", *pair, "s", "≤ 0.04 s")]
 
     def array(self) -> list[Row]:
         size = 64 if self.quick else 256

@@ -250,6 +250,8 @@ class OutputPack:
         elif kind not in _PLAIN or not sink.add_json(item):
             try:
                 data = _pickle_module().dumps(item, protocol=5)
+            except MemoryError:
+                raise
             except Exception as error:
                 raise _pickle_error(variable, item, error) from error
             sink.add_pickle(data)
@@ -278,6 +280,8 @@ class OutputPack:
         sink = self._writer.sink()
         try:
             _pickle_module().Pickler(sink, 5, buffer_callback=take_buffer).dump(value)
+        except MemoryError:
+            raise  # says nothing of the value
         except Exception as error:
             if _is_ours(error):
                 raise

@@ -25,7 +25,10 @@ def client_store_at(root: str) -> "ClientStore":
     key = (root, os.getpid())
     store = _open.get(key)
     if store is None:
+        from metaflow._current import wait_until_recorded
+
         store = _open[key] = ClientStore(root)
+        wait_until_recorded(store)
     return store
 
 

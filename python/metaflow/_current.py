@@ -25,7 +25,7 @@ _ALWAYS = frozenset(
         "username",
     }
 )
-# How long `current.task` waits for the engine's record of the task, and how often it looks.
+# How long the client, in a task, waits for the engine's record of the task, and how often it looks.
 _RECORD_SECONDS = 10.0
 _RECORD_PAUSE_SECONDS = 0.005
 _COMPUTED = frozenset({"graph", "is_running_flow", "pathspec", "run", "task", "tempdir"})
@@ -130,7 +130,7 @@ class Current:
 
         # Through the package, which first points the client at the run's own store.
         constructor = getattr(metaflow, kind)
-        return _when_recorded(constructor, "/".join(pathspec.split("/")[:parts]))
+        return constructor("/".join(pathspec.split("/")[:parts]), _namespace_check=False)
 
     def _enter_task(self, flow_class: type, spec: dict[str, Any], parameters: list[str]) -> None:
         self._flow_class = flow_class
@@ -157,20 +157,18 @@ class Current:
         self.__init__()  # type: ignore[misc]
 
 
-def _when_recorded(constructor: Any, pathspec: str) -> Any:
-    """User code may run before the engine has written down that the task does."""
+def wait_until_recorded(store: Any) -> None:
+    """User code may run before the engine has written down that its task does. Records are written
+    in order: once the task's own is there, so is all that it may know of, its parents included."""
+    if not current.is_running_flow or store.root != current._store_root:
+        return
     import time
 
-    from metaflow.exception import MetaflowNotFound
-
+    values = current._values
+    place = [values[part] for part in ("flow_name", "run_id", "step_name", "task_id")]
     deadline = time.monotonic() + _RECORD_SECONDS
-    while True:
-        try:
-            return constructor(pathspec, _namespace_check=False)
-        except MetaflowNotFound:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_RECORD_PAUSE_SECONDS)
+    while store.task(*place, values["retry_count"]) is None and time.monotonic() < deadline:
+        time.sleep(_RECORD_PAUSE_SECONDS)
 
 
 current = Current()

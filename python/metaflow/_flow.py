@@ -38,7 +38,7 @@ class ClassDefault:
         source = state.source_of(self.attribute) if state is not None else None
         if flow is None or state is None or source is None:
             return self.default(flow_class)
-        return flow._load(state, self.attribute, source)
+        return _load(flow, state, self.attribute, source)
 
     def default(self, _flow_class: type | None) -> Any:
         return self.value
@@ -136,24 +136,15 @@ class FlowSpec:
         state = self.__ferroflow__
         if state is None or not len(state.frames):
             return None
-        return self._item_of_frame(state, len(state.frames) - 1)
+        return _item_of_frame(self, state, len(state.frames) - 1)
 
     def foreach_stack(self) -> list[tuple[int, int, Any]]:
         """`(index, number of splits, item)` for every foreach around this task, outermost first."""
         state = self.__ferroflow__
         if state is None:
             return []
-        items = [self._item_of_frame(state, level) for level in range(len(state.frames))]
+        items = [_item_of_frame(self, state, level) for level in range(len(state.frames))]
         return state.frames.stack(items)
-
-    def _item_of_frame(self, state: TaskState, level: int) -> Any:
-        if not state.join:
-            return state.frames.item(level)
-        # A join inherits nothing: the outer item is there only if the list of items is.
-        variable = state.frames.variable(level)
-        if variable in self.__dict__ or state.source_of(variable) is not None:
-            return state.frames.item(level)
-        return None
 
     # --- what is not an artifact ---------------------------------------------------------------
 
@@ -180,7 +171,7 @@ class FlowSpec:
             state = self.__ferroflow__
             source = state.source_of(name) if state is not None else None
             if source is not None and state is not None:
-                return self._load(state, name, source)
+                return _load(self, state, name, source)
             if state is not None and name in state.read_only:
                 raise AttributeError(
                     f"`{name}` has no value in this run: it was added to the flow after the run's "
@@ -191,12 +182,6 @@ class FlowSpec:
         raise AttributeError(
             f"flow `{type(self).__name__}` has no attribute `{name}`", name=name, obj=self
         )
-
-    def _load(self, state: TaskState, name: str, source: InputPack) -> Any:
-        value = source.get(name)
-        state.loaded[name] = source
-        self.__dict__[name] = value
-        return value
 
     def __delattr__(self, name: str) -> None:
         state = self.__ferroflow__
@@ -214,23 +199,9 @@ class FlowSpec:
         return sorted(names)
 
     def __str__(self) -> str:
-        return self._describe(with_input=True)
+        return describe_place(self, with_input=True)
 
     __repr__ = __str__
-
-    def _describe(self, with_input: bool) -> str:
-        state = self.__ferroflow__
-        flow_name = type(self).__name__
-        if state is None:
-            return f"<flow {flow_name}>"
-        text = f"<flow {flow_name} step {state.step}"
-        if len(state.frames):
-            text += f"[{','.join(map(str, state.frames.indices()))}]"
-            item = str(self.input) if with_input else ""
-            if with_input:
-                cut = "..." if len(item) > _SHOWN_CHARACTERS else ""
-                text += f" (input: {item[:_SHOWN_CHARACTERS]}{cut})"
-        return text + ">"
 
     def __reduce_ex__(self, _protocol: object) -> Any:
         raise MetaflowException(
@@ -242,3 +213,39 @@ class FlowSpec:
     def __getstate__(self) -> None:
         # The search for what cannot be pickled stops here.
         return None
+
+
+# Functions, not methods: flows have helpers named `_load` and the like.
+
+
+def _load(flow: FlowSpec, state: TaskState, name: str, source: InputPack) -> Any:
+    value = source.get(name)
+    state.loaded[name] = source
+    flow.__dict__[name] = value
+    return value
+
+
+def _item_of_frame(flow: FlowSpec, state: TaskState, level: int) -> Any:
+    if not state.join:
+        return state.frames.item(level)
+    # A join inherits nothing: the outer item is there only if the list of items is.
+    variable = state.frames.variable(level)
+    if variable in flow.__dict__ or state.source_of(variable) is not None:
+        return state.frames.item(level)
+    return None
+
+
+def describe_place(flow: FlowSpec, with_input: bool) -> str:
+    """Flow, step, indices and, if asked for, the item: what `str(self)` shows."""
+    state = flow.__ferroflow__
+    flow_name = type(flow).__name__
+    if state is None:
+        return f"<flow {flow_name}>"
+    text = f"<flow {flow_name} step {state.step}"
+    if len(state.frames):
+        text += f"[{','.join(map(str, state.frames.indices()))}]"
+        item = str(flow.input) if with_input else ""
+        if with_input:
+            cut = "..." if len(item) > _SHOWN_CHARACTERS else ""
+            text += f" (input: {item[:_SHOWN_CHARACTERS]}{cut})"
+    return text + ">"

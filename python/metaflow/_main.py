@@ -57,9 +57,20 @@ def _start(flow_class: type) -> NoReturn:
             f"`{flow_class.__name__}()` runs a flow from a file; this is an interactive session or "
             "a notebook. Save the flow as flow.py and run `python flow.py run`"
         )
+    _fill_standard_descriptors()
     description = _describe(flow_class)
     engine = _find_engine()
     _hand_over(flow_class, engine, _hello(description))
+
+
+def _fill_standard_descriptors() -> None:
+    """Where the caller closed stdin, stdout or stderr (`>&-`), our sockets would take the number,
+    and the engine's output would go into them."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        os.set_inheritable(descriptor, True)
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
 
 
 def _describe(flow_class: type) -> dict[str, Any]:
@@ -145,6 +156,7 @@ def _hello(description: dict[str, Any]) -> dict[str, Any]:
         "script": sys.argv[0],
         "arguments": sys.argv[1:],
         "pid": os.getpid(),
+        "module_folder": os.path.dirname(os.path.abspath(__file__)),
         "flow": description,
     }
 

@@ -14,7 +14,7 @@ from metaflow._artifacts import OutputPack
 from metaflow._current import current, point_client_at_run
 from metaflow._decorators import is_end_step, steps_of
 from metaflow._failure import Failure, print_to_stderr
-from metaflow._flow import let_artifacts_win
+from metaflow._flow import describe_place, let_artifacts_win
 from metaflow._inputs import Inputs
 from metaflow._parameters import Parameter, make_read_only, parameters_of
 from metaflow._state import OWN_OF_TASK, TakenTransition, TaskState
@@ -60,6 +60,10 @@ def prepare(flow_class: type) -> frozenset[str]:
     prepared = _prepared.get(flow_class)
     if prepared is not None:
         return prepared
+    # What artifacts are read and written with; `_pickle` asks for `_compat_pickle` when it loads.
+    import _compat_pickle  # noqa: F401
+    import _pickle  # noqa: F401
+
     # Told of in tracebacks and needed by `self.next`: too late to import when memory is short.
     import linecache  # noqa: F401
     import tokenize  # noqa: F401
@@ -349,7 +353,7 @@ def _name_of(flow: FlowSpec) -> str:
     try:
         return str(flow)
     except Exception:  # noqa: BLE001 - the item's `str()` raises, or the item cannot be loaded
-        return flow._describe(with_input=False)
+        return describe_place(flow, with_input=False)
 
 
 def _parameter_names(flow_class: type) -> list[str]:

@@ -4,6 +4,7 @@ failed, so it may be slow; how slow is bounded."""
 from __future__ import annotations
 
 import time
+from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def _failure(value: Any) -> Exception | None:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What pickling a value pickles in turn, with the way to write each part."""
+    if isinstance(value, ModuleType):
+        return
     if isinstance(value, dict):
         for key, item in list(dict.items(value)):
             yield f"[{_key(key)}]", item

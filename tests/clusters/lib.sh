@@ -38,11 +38,18 @@ need_packages() { # PACKAGE...: installs Debian packages that are missing, and s
   (exec 8>"$RUN/apt.lock" && flock 8 && install_packages "${missing[@]}")
 }
 
+need_command() { # COMMAND PACKAGE: whatever gives the command will do
+  command -v "$1" >/dev/null || need_packages "$2"
+}
+
 install_packages() { # PACKAGE...
   command -v apt-get >/dev/null || fail "these Debian packages are missing and there is no apt-get: $*"
   need_root "installing the Debian packages $*"
   say "installing $*"
-  local log=$LOGS/apt.log policy=
+  local log=$LOGS/apt.log policy='' package missing=() # another part may have installed some while this one waited
+  for package in "$@"; do installed "$package" || missing+=("$package"); done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  set -- "${missing[@]}"
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     policy=/usr/sbin/policy-rc.d
     printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"
@@ -62,20 +69,21 @@ python_command() { # prints a Python >= 3.11 that can make virtual environments
   echo /usr/bin/python3
 }
 
-# A virtual environment per tool, since their requirements disagree. Made in a folder aside and renamed when
-# complete would break its scripts' first lines, so a stamp says that it is complete.
-need_venv() { # NAME REQUIREMENT...: prints its folder
-  local folder=$CACHE/venvs/$1 log=$LOGS/pip.log python
+venv() { echo "$CACHE/venvs/$1"; }
+
+# A virtual environment per tool, since their requirements disagree. A file in it says that it is complete.
+need_venv() { # NAME REQUIREMENT...: its folder is $(venv NAME)
+  local folder log=$LOGS/pip-$1.log python
+  folder=$(venv "$1")
   shift
   if [ "$(cat "$folder/complete" 2>/dev/null)" != "$*" ]; then
     python=$(python_command)
     say "installing $* from PyPI"
     rm -rf "$folder"
     mkdir -p "$CACHE/venvs"
-    { "$python" -m venv "$folder" && "$folder/bin/pip" install --quiet "$@"; } >>"$log" 2>&1 || fail "pip could not install $*; see $log"
+    { "$python" -m venv "$folder" && "$folder/bin/pip" install --quiet "$@"; } >"$log" 2>&1 || fail "pip could not install $*; see $log"
     echo "$*" >"$folder/complete"
   fi
-  echo "$folder"
 }
 
 # --- background programs --------------------------------------------------------------------------------
@@ -101,6 +109,7 @@ start_program() { # NAME COMMAND...: its output goes to $LOGS/NAME.log; nothing 
   local name=$1 pid
   shift
   program_runs "$name" && return
+  find "$LOGS" -name "$name.log" -size +20M -exec mv {} {}.old \;
   echo "--- $(date -Is) $*" >>"$LOGS/$name.log"
   setsid "$@" >>"$LOGS/$name.log" 2>&1 </dev/null 9>&- &
   pid=$!

@@ -13,6 +13,7 @@ import sys
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 BUCKET = "store-proof"
@@ -101,6 +102,10 @@ def prove(store: Any) -> None:
         raise AssertionError("a second create of one name went through")
     change_once(store, name, first)
     create_at_once(store, f"{folder}/epoch")
+    url = obstore.sign(store, "GET", name.replace(folder, "signed"), timedelta(minutes=5))
+    store.put(name.replace(folder, "signed"), b"by URL")
+    with urllib.request.urlopen(url) as response:
+        assert response.read() == b"by URL"
     content = os.urandom(12 << 20)
     store.put(big, content, use_multipart=True, chunk_size=5 << 20)
     assert bytes(store.get(big).bytes()) == content

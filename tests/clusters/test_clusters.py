@@ -167,7 +167,7 @@ def test_image_with_r(part: Part, api: KubernetesApi) -> None:
 def test_folder_added_to_an_image(part: Part, api: KubernetesApi, tmp_path: Path) -> None:
     part("kubernetes")
     (tmp_path / "added_module.py").write_text("word = 'added'\n")
-    image = f"localhost/ferroflow-added:{uuid.uuid4().hex[:8]}"
+    image = "localhost/ferroflow-added:test"
     subprocess.run([CLUSTER, "image", image, "python", tmp_path], check=True, capture_output=True)
     code = "import added_module as m; open('/dev/termination-log', 'w').write(m.word)"
     name = start_job(api, {"image": image, "command": ["python", "-c", code]})
@@ -296,6 +296,28 @@ def test_kubelet_that_stops_is_missed(part: Part, api: KubernetesApi) -> None:
     finally:
         subprocess.run([kubernetes, "start", "kubelet"], check=True)
     until("node1 is Ready again", 60, lambda: is_ready(api, "node1"))
+
+
+def test_api_server_comes_back_with_all_it_knew(part: Part, api: KubernetesApi) -> None:
+    part("kubernetes")
+    name = start_job(api, {"command": ["sleep", "5"]})
+    kubernetes = str(FOLDER / "kubernetes")
+    subprocess.run([kubernetes, "stop", "apiserver"], check=True)
+    try:
+        with pytest.raises(ApiError):
+            api.get(f"{JOBS}/{name}")
+    finally:
+        subprocess.run([kubernetes, "start", "apiserver"], check=True)
+
+    def answer() -> Json | None:
+        try:
+            return api.get(f"{JOBS}/{name}")
+        except ApiError:
+            return None
+
+    until("the API server answers", 60, answer)
+    assert terminated(finished_pod(api, name))["exitCode"] == 0
+    delete_job(api, name)
 
 
 # --- AWS Batch

@@ -197,25 +197,41 @@ def test_a_real_memory_limit(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_three_gigabytes(folder: Path) -> None:
-    """Artifacts past 2 and 4 GB/2 limits: bytes, and objects that need a stream of pickles."""
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        ("bytes(3 << 30)", "len(self.data)"),
+        (
+            "pandas.DataFrame({'t': [chr(65 + i % 26) * (1 << 20) for i in range(3072)]})",
+            "sum(map(len, self.data['t']))",
+        ),
+    ],
+    ids=["bytes", "frame-of-objects"],
+)
+def test_three_gigabytes(folder: Path, value: str, size: str) -> None:
+    """Artifacts past the limits of 2 and 4 GB."""
+    pytest.importorskip("pandas")
     if shutil.disk_usage(folder).free < 12 << 30 or memory_available() < 12 << 30:
         pytest.skip("needs 12 GiB of memory and disk")
-    source = """
+    source = f"""
+import pandas
 from metaflow import FlowSpec, step
 
 class HeavyFlow(FlowSpec):
     @step
     def start(self):
-        self.data = bytes(3 << 30)
+        self.data = {value}
         self.next(self.end)
 
     @step
     def end(self):
-        print("length", len(self.data))
+        print("size", {size})
 """
-    result = run_flow(folder, source, "run", deadline=300).ok()
-    assert f"length {3 << 30}" in result.stdout
+    try:
+        result = run_flow(folder, source, "run", deadline=400).ok()
+        assert f"size {3 << 30}" in result.stdout
+    finally:
+        shutil.rmtree(folder / ".metaflow", ignore_errors=True)
 
 
 def memory_available() -> int:

@@ -10,12 +10,13 @@ from harness import (
     background,
     client,
     finish,
-    marked_processes,
     nothing_left,
     run_flow,
     wait_until,
     write_flow,
 )
+
+from metaflow._native import Metadata
 
 FLOW = """
 import os, subprocess, sys, time
@@ -60,7 +61,11 @@ class LongFlow(FlowSpec):
 
 
 def asleep(folder: Path) -> bool:
-    return all((folder / f"sleeping-{index}").exists() for index in (0, 1))
+    """Both tasks sleep, and the store knows it."""
+    if not all((folder / f"sleeping-{index}").exists() for index in (0, 1)):
+        return False
+    rows = Metadata(str(folder / ".metaflow")).tasks("LongFlow", "1", "sleep")
+    return [row["state"] for row in rows] == ["running", "running"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -151,7 +156,7 @@ def test_kill_of_everything_at_once(folder: Path) -> None:
         for pid in (fork_server_of(process), process.pid):
             os.kill(pid, signal.SIGKILL)
         process.wait(10)
-        wait_until(lambda: not marked_processes(folder), "everything gone", 5)
+        nothing_left(folder, within=5.0)
     lost(folder)
 
 

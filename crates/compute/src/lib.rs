@@ -8,5 +8,6 @@ pub mod frontend;
 pub mod kubernetes;
 pub mod local;
 pub mod processes;
+pub mod remote;
 pub mod resources;
 pub mod routing;

@@ -31,6 +31,9 @@ pub struct Hello {
     pub arguments: Vec<String>,
     /// Process id of the front end (the fork server).
     pub pid: u32,
+    /// Folder of the language's own part (the installed module `metaflow`): remote tasks take it along.
+    #[serde(default)]
+    pub module_folder: String,
     pub flow: Flow,
 }
 
@@ -184,4 +187,8 @@ pub struct TerminationMessage {
     /// resubmit, without spending a user's retry.
     #[serde(default)]
     pub sign_again: bool,
+    /// Entries that the task asked to record, `(name, value)`; the layer passes them to
+    /// `EventSink::metadata`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metadata: Vec<(String, String)>,
 }

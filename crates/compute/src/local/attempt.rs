@@ -16,9 +16,9 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::lines::LineSplitter;
 use super::supervisor::Message;
 use crate::frontend::{FrameBuffer, FrameFault, parse, socket_pair};
+use ferroflow_core::lines::LineSplitter;
 
 const READ_SIZE: usize = 64 << 10;
 /// As far as an ordinary user may widen a pipe.

@@ -4,7 +4,6 @@
 
 mod attempt;
 mod imports;
-mod lines;
 mod memory;
 mod outcome;
 mod step;

@@ -1,6 +1,6 @@
 //! Cuts a task's output into lines. Pure: bytes and the time come in, lines go out.
 
-use ferroflow_core::task::Millis;
+use crate::task::Millis;
 
 /// A line without an end is cut here, so that output without newlines cannot fill our memory.
 pub const LONGEST_LINE: usize = 1 << 20;

@@ -1,0 +1,23 @@
+//! The program that a container's interpreter is given as an argument.
+
+use ferroflow_core::task::TaskLaunch;
+
+const BOOTSTRAP: &str = include_str!("bootstrap.py");
+/// Every image with Python 3 has it; `python` is missing in those of Linux distributions.
+const INTERPRETER: &str = "python3";
+
+/// What process 1 of the container runs. No shell: there may be none.
+pub fn command(interpreter: &str) -> Vec<String> {
+    [interpreter, "-u", "-c", BOOTSTRAP].map(str::to_owned).to_vec()
+}
+
+/// The layer's `executable=`, else `python3`.
+pub fn interpreter(launch: &TaskLaunch, layer: &str) -> String {
+    attribute(launch, layer, "executable").unwrap_or_else(|| INTERPRETER.to_owned())
+}
+
+/// A text attribute of the layer's decorator.
+pub fn attribute(launch: &TaskLaunch, layer: &str, name: &str) -> Option<String> {
+    let decorator = launch.spec.decorators.iter().find(|decorator| decorator.name == layer)?;
+    Some(decorator.attributes.get(name)?.as_str()?.to_owned()).filter(|text| !text.is_empty())
+}

@@ -1,0 +1,14 @@
+//! What every remote layer needs and none has of its own (design D8, D9, D12): the code package,
+//! what a container runs, the logs on their way back, and the lease that says the engine lives.
+//! How a container gets to run is the layer's (`kubernetes/`, `batch/`).
+
+mod bootstrap;
+mod container;
+pub mod ending;
+mod lease;
+mod logs;
+pub mod package;
+mod spec;
+
+pub use container::{Remote, RemoteSettings};
+pub use package::{Package, PackageFault, PackageSources};
