@@ -149,5 +149,12 @@ def _class_text(type_name: str) -> str:
 def _write_pickle(path: str, values: dict[str, dict[str, Any]]) -> None:
     import pickle
 
-    with open(path, "wb") as out:
-        pickle.dump(values, out, protocol=pickle.HIGHEST_PROTOCOL)
+    try:
+        with open(path, "wb") as out:
+            pickle.dump(values, out, protocol=pickle.HIGHEST_PROTOCOL)
+    except OSError as error:
+        from metaflow.exception import MetaflowException
+
+        raise MetaflowException(
+            f"the artifacts cannot be written to `{path}`: {error.strerror}"
+        ) from error

@@ -22,6 +22,7 @@ OWN_OF_TASK = frozenset(
         "_exception",
         "_foreach_stack",
         "_graph_info",
+        "_iteration_stack",
         "_success",
         "_task_ok",
         "_transition",

@@ -15,7 +15,10 @@ use crate::terminal::local_time;
 
 pub fn logs(context: &Context, options: &LogsOptions) -> Result<(), Failure> {
     let metadata = context.metadata(false)?;
-    let tasks = super::tasks_at(context, &metadata, &options.path)?;
+    let mut tasks = super::tasks_at(context, &metadata, &options.path)?;
+    if let Some(attempt) = options.attempt {
+        keep_attempted(&mut tasks, attempt, &options.path)?;
+    }
     let logs = FileLogStore::new(Datastore::new(&context.root));
     for task in &tasks {
         eprintln!("Dumping logs of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
@@ -32,6 +35,17 @@ pub fn logs(context: &Context, options: &LogsOptions) -> Result<(), Failure> {
             }
         }
         tell_cause(task);
+    }
+    Ok(())
+}
+
+/// Only the tasks that came to that attempt.
+fn keep_attempted(tasks: &mut Vec<TaskRow>, attempt: u32, path: &str) -> Result<(), Failure> {
+    let last = tasks.iter().map(|task| task.record.attempt).max().unwrap_or(0);
+    tasks.retain(|task| task.record.attempt >= attempt);
+    if tasks.is_empty() {
+        let message = format!("there is no attempt {attempt} of {path}: its last attempt is {last}");
+        return Err(Failure::new("Data store error", message));
     }
     Ok(())
 }

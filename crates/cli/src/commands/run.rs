@@ -126,7 +126,8 @@ fn write_run_files(context: &Context, options: &RunOptions, run: &RunId) -> Resu
         write_file(&context.cwd.join(path), run.as_str())?;
     }
     if let Some(path) = &options.runner_attribute_file {
-        let metadata = format!("local@{}", context.root.display());
+        // As the client's `metadata()` takes and tells it: the folder around the datastore.
+        let metadata = format!("local@{}", context.root.parent().unwrap_or(&context.root).display());
         let attributes = serde_json::json!({
             "run_id": run.as_str(), "flow_name": context.flow.name, "metadata": metadata,
         });
