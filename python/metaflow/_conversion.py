@@ -242,10 +242,10 @@ def write(
     flow_class: type, values: dict[str, Any], store: dict[str, Any], flow: str, run: str
 ) -> None:
     """See `_parameters.write`."""
-    from metaflow._artifacts import OutputPack
+    from metaflow._artifacts import OutputPack, store_text
     from metaflow._graph_info import graph_info
 
-    pack = OutputPack(store["root"], flow, run, "_parameters", 0, 0)
+    pack = OutputPack(store_text(store), flow, run, "_parameters", 0, 0)
     pack.set("name", flow_class.__name__)
     pack.set("_graph_info", graph_info(flow_class))
     kinds = (("parameter", values), ("constant", constants_of(flow_class)))

@@ -81,12 +81,14 @@ def error_from(problem: Exception) -> Error:
 
 def dump(store: Message, request: Message) -> Message:
     """Artifacts as lines of text; or, with `file`, pickled there."""
+    from metaflow._artifacts import store_text
+
     lines: list[str] = []
     errors: list[str] = []
     values: dict[str, dict[str, Any]] = {}
     for task in request["tasks"]:
         try:
-            dumped = _Task(store["root"], task, request)
+            dumped = _Task(store_text(store), task, request)
             if request["file"]:
                 values[task["pathspec"]] = dumped.values(errors)
             else:

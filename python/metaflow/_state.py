@@ -6,7 +6,7 @@ Reading and writing packs is `_artifacts`' work, deciding what a task does `_tas
 
 from __future__ import annotations
 
-from metaflow._artifacts import foreach_item, open_inputs
+from metaflow._artifacts import foreach_item, open_inputs, store_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TaskState:
 
     def __init__(self, spec: dict[str, Any], read_only: frozenset[str]) -> None:
         self.spec = spec
-        self.root: str = spec["store"]["root"]
+        self.root = store_text(spec["store"])
         self.flow_name: str = spec["flow"]
         self.step: str = spec["step"]
         self.join: bool = spec["join"]

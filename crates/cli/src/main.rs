@@ -6,6 +6,7 @@ mod checks;
 mod commands;
 mod config;
 mod context;
+mod datastore;
 mod report;
 mod terminal;
 
@@ -124,7 +125,9 @@ async fn command(front_end: FrontEnd, hello: Hello) -> Result<u8, Failure> {
 }
 
 fn context(front_end: FrontEnd, hello: Hello, config: Config, top: TopOptions, cwd: std::path::PathBuf) -> Context {
-    let (root, root_is_new) = config.local_root(&cwd, top.datastore_root.as_deref());
+    // A remote datastore's root is not where the metadata is.
+    let local_root = top.datastore_root.as_deref().filter(|_| datastore::kind(&config, &top) == "local");
+    let (root, root_is_new) = config.local_root(&cwd, local_root);
     Context { flow: hello.flow.clone(), hello, front_end, config, top, cwd, root, root_is_new }
 }
 

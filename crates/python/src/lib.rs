@@ -7,6 +7,7 @@ mod error;
 mod json;
 mod mapping;
 mod metadata;
+mod objects;
 mod pack;
 mod writer;
 
@@ -24,8 +25,11 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(json::encode_json, module)?)?;
     module.add_function(wrap_pyfunction!(json::decode_json, module)?)?;
     module.add_function(wrap_pyfunction!(pack::load_packs, module)?)?;
+    module.add_function(wrap_pyfunction!(pack::fetch_artifact, module)?)?;
+    module.add_function(wrap_pyfunction!(metadata::read_log, module)?)?;
     module.add_class::<mapping::Mapping>()?;
     module.add_class::<metadata::Metadata>()?;
+    module.add_class::<objects::Objects>()?;
     module.add_class::<pack::Pack>()?;
     module.add_class::<writer::PackWriter>()?;
     module.add_class::<writer::Sink>()?;
