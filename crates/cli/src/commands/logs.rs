@@ -15,17 +15,12 @@ use crate::terminal::local_time;
 
 pub fn logs(context: &Context, options: &LogsOptions) -> Result<(), Failure> {
     let metadata = context.metadata(false)?;
-<<<<<<< /work/b2lab/ours
-    let tasks = super::tasks_at(context, &metadata, &options.path)?;
-    let Some(first) = tasks.first() else { return Ok(()) };
-    let logs = context.logs_of(&metadata, &first.run)?;
-=======
     let mut tasks = super::tasks_at(context, &metadata, &options.path)?;
     if let Some(attempt) = options.attempt {
         keep_attempted(&mut tasks, attempt, &options.path)?;
     }
-    let logs = FileLogStore::new(Datastore::new(&context.root));
->>>>>>> /work/b2lab/theirs
+    let Some(first) = tasks.first() else { return Ok(()) };
+    let logs = context.logs_of(&metadata, &first.run)?;
     for task in &tasks {
         eprintln!("Dumping logs of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
         let lines = logs.read(&place(context, task, options.attempt))?;
