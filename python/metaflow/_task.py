@@ -396,7 +396,7 @@ def _set_environment(spec: dict[str, Any]) -> None:
     environment = os.environ
     environment["METAFLOW_RUN_ID"] = str(spec["run"])
     environment["METAFLOW_USER"] = spec["user"]
-    environment["METAFLOW_RUNTIME_ENVIRONMENT"] = "local"
+    environment.setdefault("METAFLOW_RUNTIME_ENVIRONMENT", "local")
 
 
 def _check_inputs(spec: dict[str, Any]) -> None:
