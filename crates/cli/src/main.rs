@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod context;
 mod datastore;
+mod remote;
 mod report;
 mod terminal;
 
@@ -145,6 +146,7 @@ async fn carry_out(context: &Context, command: Command) -> Result<u8, Failure> {
         Command::Logs(options) => commands::logs::logs(context, &options)?,
         Command::LogsScrub(options) => commands::logs::scrub(context, &options)?,
         Command::Tag(command) => commands::tag::tag(context, command)?,
+        Command::Package(command) => commands::package::package(context, command)?,
         Command::NotYet(name, instead) => {
             return Err(Failure::invalid_command(format!("`{name}` is not in this version; {instead}.")));
         }
