@@ -9,6 +9,7 @@ mod mapping;
 mod metadata;
 mod objects;
 mod pack;
+mod s3;
 mod writer;
 
 use pyo3::prelude::*;
@@ -31,6 +32,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<metadata::Metadata>()?;
     module.add_class::<objects::Objects>()?;
     module.add_class::<pack::Pack>()?;
+    module.add_class::<s3::S3>()?;
     module.add_class::<writer::PackWriter>()?;
     module.add_class::<writer::Sink>()?;
     module.add_class::<writer::ItemsSink>()?;

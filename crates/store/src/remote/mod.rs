@@ -11,6 +11,7 @@ pub mod cache;
 mod connect;
 mod ini;
 pub mod log;
+pub mod s3;
 mod told;
 mod transfer;
 
