@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from metaflow._parameters import JSONTypeClass as JSONTypeClass
     from metaflow._parameters import Parameter as Parameter
     from metaflow._profile import profile as profile
+    from metaflow._s3 import S3 as S3
 
 __all__ = [
     "S3",
@@ -136,13 +137,14 @@ _HOMES = {
     "_flow": "FlowSpec",
     "_later": (
         "Config ConfigValue DeployedFlow Deployer FlowMutator IncludeFile NBDeployer NBRunner "
-        "Runner S3 StepMutator USER_SKIP_STEP UserStepDecorator conda_environment_yml_parser "
+        "Runner StepMutator USER_SKIP_STEP UserStepDecorator conda_environment_yml_parser "
         "config_expr inspect_spin namespaced_event_name pyproject_toml_parser "
         "requirements_txt_parser user_step_decorator yaml_parser"
     ),
     "_multicore": "parallel_imap_unordered parallel_map",
     "_parameters": "JSONType JSONTypeClass Parameter",
     "_profile": "profile",
+    "_s3": "S3",
     "_version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -121,6 +121,16 @@ class InputPack:
         return None if mapping is None else (mapping, pickle, table)
 
 
+def store_text(store: dict[str, Any]) -> str:
+    """A `core::task::StoreLocation` as the extension takes it: a local folder, or JSON."""
+    if store["kind"] == "local":
+        root: str = store["root"]
+        return root
+    text = _native.encode_json(store, 1 << 20)
+    assert text is not None, "a location is plain data"
+    return text.decode()
+
+
 def open_inputs(root: str, flow: str, input_ref: dict[str, Any]) -> list[InputPack]:
     """The attempts an input reference names, in order; nothing is read yet."""
     run, step = input_ref["run"], input_ref["step"]
@@ -138,6 +148,8 @@ def load_many(packs: Sequence[InputPack], name: str, default: Any = ...) -> list
     for start in range(0, len(packs), _PACKS_AT_ONCE):
         chunk = packs[start : start + _PACKS_AT_ONCE]
         opened = _open_together(chunk)
+        if chunk[0].root.startswith("{"):
+            _native.fetch_artifact([pack.native for pack in chunk], name)
         for pack in chunk:
             if default is not ... and name not in pack.native:
                 values.append(default)

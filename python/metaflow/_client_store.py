@@ -10,6 +10,12 @@ from typing import Any
 
 Row = dict[str, Any]
 
+# The same names as in crates/cli/src/datastore.rs.
+_ENDPOINTS = {
+    "s3": "METAFLOW_S3_ENDPOINT_URL",
+    "azure": "METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT",
+}
+
 _open: dict[tuple[str, int], "ClientStore"] = {}
 
 
@@ -38,6 +44,7 @@ class ClientStore:
     def __init__(self, root: str) -> None:
         self.root = root
         self._reader: Any = None
+        self._data_roots: dict[tuple[str, str], str] = {}
 
     def _metadata(self) -> Any:
         """The native reader, or nothing while the folder does not exist."""
@@ -98,10 +105,27 @@ class ClientStore:
     def log_lines(self, flow: str, row: Row, stream: str) -> Iterator[tuple[int, bytes]]:
         """Milliseconds and bytes of one stream; a clone shows the lines of its origin."""
         run, task, attempt = data_place(row)
-        reader = self._metadata()
-        for line_stream, at, line in reader.logs(flow, run, row["step"], task, attempt):
+        root = self._data_root(flow, row["run"])
+        if root == self.root:
+            lines = self._metadata().logs(flow, run, row["step"], task, attempt)
+        else:
+            from metaflow import _native
+
+            lines = _native.read_log(root, flow, run, row["step"], task, attempt)
+        for line_stream, at, line in lines:
             if line_stream == stream:
                 yield at, line
+
+    def _data_root(self, flow: str, run: str) -> str:
+        """Where a run's packs and logs are: its own record says so. A clone's are its origin's,
+        which are in the same store."""
+        key = (flow, run)
+        root = self._data_roots.get(key)
+        if root is None:
+            row = self.run(flow, run)
+            store = row.get("store") if row else None
+            root = self._data_roots[key] = _located(store) if store else self.root
+        return root
 
     def pack(self, flow: str, row: Row) -> Any:
         """The artifacts of an attempt; nothing when it wrote none (yet)."""
@@ -109,12 +133,27 @@ class ClientStore:
         from metaflow.exception import MetaflowDataMissing
 
         run, task, attempt = data_place(row)
-        pack = _artifacts.InputPack(self.root, flow, run, row["step"], task, attempt)
+        root = self._data_root(flow, row["run"])
+        pack = _artifacts.InputPack(root, flow, run, row["step"], task, attempt)
         try:
             pack.names()
         except MetaflowDataMissing:
             return None
         return pack
+
+
+def _located(store: Row) -> str:
+    """A run's recorded location, reached as this machine is configured to."""
+    from metaflow._artifacts import store_text
+    from metaflow._client_settings import configured
+
+    options = dict(store.get("options", {}))
+    settings = {"endpoint": _ENDPOINTS.get(store["kind"]), "cache": "METAFLOW_TEMPDIR"}
+    for option, name in settings.items():
+        value = configured(name) if name else None
+        if value:
+            options[option] = os.path.join(value, "ferroflow") if option == "cache" else value
+    return store_text({**store, "options": options})
 
 
 def data_place(row: Row) -> tuple[str, int, int]:

@@ -197,14 +197,8 @@ def _from_function(parameter: Parameter, flow_name: str, user: str) -> Any:
     place = (parameter.line, parameter.file)
     try:
         value = parameter.default(context)
-    except Exception as error:
-        from metaflow._failure import Failure
-
-        raise ParameterFieldFailed(
-            f"the function that is the default of parameter `{parameter.name}` raised:\n"
-            f"{Failure(error).traceback}",
-            *place,
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise ParameterFieldFailed(_why_it_failed(parameter, error), *place) from error
     if value is None:
         return None
     kind = kind_of(parameter)
@@ -230,6 +224,16 @@ def _from_function(parameter: Parameter, flow_name: str, user: str) -> Any:
     return float(value) if kind == "float" else value
 
 
+def _why_it_failed(parameter: Parameter, error: BaseException) -> str:
+    function = f"the function that is the default of parameter `{parameter.name}`"
+    trace = error.__traceback__
+    if isinstance(error, TypeError) and trace is not None and trace.tb_next is None:
+        return f"{function} is called with one argument, a context, which it does not take: {error}"
+    from metaflow._failure import Failure
+
+    return f"{function} raised:\n{Failure(error).traceback}"
+
+
 def _log(message: str) -> None:
     print(message, file=sys.stderr)
 
@@ -238,10 +242,12 @@ def write(
     flow_class: type, values: dict[str, Any], store: dict[str, Any], flow: str, run: str
 ) -> None:
     """See `_parameters.write`."""
-    from metaflow._artifacts import OutputPack
+    from metaflow._artifacts import OutputPack, store_text
+    from metaflow._graph_info import graph_info
 
-    pack = OutputPack(store["root"], flow, run, "_parameters", 0, 0)
+    pack = OutputPack(store_text(store), flow, run, "_parameters", 0, 0)
     pack.set("name", flow_class.__name__)
+    pack.set("_graph_info", graph_info(flow_class))
     kinds = (("parameter", values), ("constant", constants_of(flow_class)))
     for kind, each in kinds:
         for attribute, value in each.items():

@@ -134,7 +134,9 @@ class Current:
 
     def _enter_task(self, flow_class: type, spec: dict[str, Any], parameters: list[str]) -> None:
         self._flow_class = flow_class
-        self._store_root = spec["store"]["root"]
+        store = spec["store"]
+        # The metadata of a remote store's runs stays in a local folder.
+        self._store_root = store.get("options", {}).get("metadata") or store["root"]
         self._client_namespace = spec.get("namespace")
         self._values = {
             "flow_name": spec["flow"],

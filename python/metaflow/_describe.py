@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from metaflow._decorators import DecoratorUse
     from metaflow._parameters import Parameter
 
+# Options of click's that say only how `--help` looks; ours looks as it does.
+_DISPLAY_ONLY = frozenset({"hidden", "metavar", "show_choices", "show_envvar"})
 _CACHE = "__ferroflow_description__"
 _MAKES_NO_CALL = 0x20 | 0x80 | 0x200  # generator, coroutine, asynchronous generator
 
@@ -234,6 +236,6 @@ def _problem_of_fields(parameter: Parameter) -> str | None:
             f"the separator of parameter `{parameter.name}` is {parameter.separator!r}: "
             "use text, for example separator=','"
         )
-    for field in parameter.more:
+    for field in sorted(set(parameter.more) - _DISPLAY_ONLY):
         return f"`{field}` of parameter `{parameter.name}` is not in this version: remove it"
     return None

@@ -81,12 +81,14 @@ def error_from(problem: Exception) -> Error:
 
 def dump(store: Message, request: Message) -> Message:
     """Artifacts as lines of text; or, with `file`, pickled there."""
+    from metaflow._artifacts import store_text
+
     lines: list[str] = []
     errors: list[str] = []
     values: dict[str, dict[str, Any]] = {}
     for task in request["tasks"]:
         try:
-            dumped = _Task(store["root"], task, request)
+            dumped = _Task(store_text(store), task, request)
             if request["file"]:
                 values[task["pathspec"]] = dumped.values(errors)
             else:
@@ -149,5 +151,12 @@ def _class_text(type_name: str) -> str:
 def _write_pickle(path: str, values: dict[str, dict[str, Any]]) -> None:
     import pickle
 
-    with open(path, "wb") as out:
-        pickle.dump(values, out, protocol=pickle.HIGHEST_PROTOCOL)
+    try:
+        with open(path, "wb") as out:
+            pickle.dump(values, out, protocol=pickle.HIGHEST_PROTOCOL)
+    except OSError as error:
+        from metaflow.exception import MetaflowException
+
+        raise MetaflowException(
+            f"the artifacts cannot be written to `{path}`: {error.strerror}"
+        ) from error

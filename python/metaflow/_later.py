@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 _CONFIG = "use a Parameter, or read the file with your own code when the module is imported"
 _STEP_CODE = "put the code into the step, or into a function that the step calls"
 _DEPLOY = "start runs with `python flow.py run`"
-_S3 = "use a client of your own, for example boto3 or s3fs"
 _NOTEBOOK = "write the flow to a file and start it with `python flow.py run`"
 _RUNNER = "start the flow with subprocess.run([sys.executable, 'flow.py', 'run'])"
 _CARD = "keep what you want to show in an artifact"
@@ -32,7 +31,6 @@ ADVICE = {
     "NBDeployer": _DEPLOY,
     "NBRunner": _NOTEBOOK,
     "Runner": _RUNNER,
-    "S3": _S3,
     "StepMutator": _STEP_CODE,
     "UserStepDecorator": _STEP_CODE,
     "conda_environment_yml_parser": _CONFIG,
@@ -59,7 +57,6 @@ _CLASSES = frozenset(
         "NBDeployer",
         "NBRunner",
         "Runner",
-        "S3",
         "StepMutator",
         "UserStepDecorator",
     }

@@ -6,7 +6,7 @@ Reading and writing packs is `_artifacts`' work, deciding what a task does `_tas
 
 from __future__ import annotations
 
-from metaflow._artifacts import foreach_item, open_inputs
+from metaflow._artifacts import foreach_item, open_inputs, store_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ OWN_OF_TASK = frozenset(
         "_exception",
         "_foreach_stack",
         "_graph_info",
+        "_iteration_stack",
         "_success",
         "_task_ok",
         "_transition",
@@ -74,7 +75,7 @@ class TaskState:
 
     def __init__(self, spec: dict[str, Any], read_only: frozenset[str]) -> None:
         self.spec = spec
-        self.root: str = spec["store"]["root"]
+        self.root = store_text(spec["store"])
         self.flow_name: str = spec["flow"]
         self.step: str = spec["step"]
         self.join: bool = spec["join"]

@@ -128,12 +128,14 @@ class _Task:
             state.inputs = Inputs(flow, state)
         else:
             state.open_parent()
-        if spec["fallback"]:
-            self._fall_back(flow, state)
-            return
         function = steps_of(self._flow_class).get(step)
         if function is None:
             raise MetaflowException(f"flow `{spec['flow']}` has no step `{step}`")
+        if _names_itself(function, step):
+            self._count_iteration(flow, state)
+        if spec["fallback"]:
+            self._fall_back(flow, state)
+            return
         bound = function.__get__(flow, self._flow_class)
         with TimeLimit(self._decorators.get("timeout"), step):
             if state.join:
@@ -146,6 +148,22 @@ class _Task:
         catch = self._decorators.get("catch")
         if catch is not None and catch.get("var"):
             self._own[catch["var"]] = None
+
+    def _count_iteration(self, flow: FlowSpec, state: TaskState) -> None:
+        """A step that leads to itself notes how often it has: `[0]`, `[1]`, and so on."""
+        if not self._leads_to_itself(state.step):
+            return
+        before, iteration = state.inherited, 0
+        if before is not None and before.step == state.step and "_iteration_stack" in before:
+            iteration = before.get("_iteration_stack")[0] + 1
+        self._own["_iteration_stack"] = flow.__dict__["_iteration_stack"] = [iteration]
+
+    def _leads_to_itself(self, step: str) -> bool:
+        from metaflow._describe import describe
+
+        (described,) = (s for s in describe(self._flow_class)["steps"] if s["name"] == step)
+        cases = (described["transition"] or {}).get("cases", ())
+        return any(case["target"] == step for case in cases)
 
     # --- transitions -------------------------------------------------------------------------
 
@@ -330,6 +348,16 @@ class _NotCaught(Exception):
         self.reason = reason
 
 
+def _names_itself(function: Any, step: str) -> bool:
+    """Whether its code has the step's own name, so that it may lead to itself."""
+    while function is not None:
+        code = getattr(function, "__code__", None)
+        if code is not None and step in code.co_names:
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
+
+
 def _exit_code_of(error: SystemExit) -> int:
     """The code Python would end the process with."""
     if error.code is None:
@@ -368,7 +396,7 @@ def _set_environment(spec: dict[str, Any]) -> None:
     environment = os.environ
     environment["METAFLOW_RUN_ID"] = str(spec["run"])
     environment["METAFLOW_USER"] = spec["user"]
-    environment["METAFLOW_RUNTIME_ENVIRONMENT"] = "local"
+    environment.setdefault("METAFLOW_RUNTIME_ENVIRONMENT", "local")
 
 
 def _check_inputs(spec: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ MetaflowException
 │   ├── MetaflowS3URLException
 │   ├── MetaflowS3NotFound
 │   ├── MetaflowS3AccessDenied
+│   ├── MetaflowS3InvalidObject
 │   ├── MetaflowS3InvalidRange
 │   └── MetaflowS3InsufficientDiskSpace
 ├── CardNotPresentException
@@ -88,6 +89,7 @@ __all__ = [
     "MetaflowS3AccessDenied",
     "MetaflowS3Exception",
     "MetaflowS3InsufficientDiskSpace",
+    "MetaflowS3InvalidObject",
     "MetaflowS3InvalidRange",
     "MetaflowS3NotFound",
     "MetaflowS3URLException",
@@ -400,6 +402,12 @@ class MetaflowS3AccessDenied(MetaflowS3Exception):
     """The object may not be read or written with these credentials."""
 
     headline = "S3 access denied"
+
+
+class MetaflowS3InvalidObject(MetaflowS3Exception):
+    """What was to be put is neither text, bytes nor a binary file."""
+
+    headline = "Not a string-like object"
 
 
 class MetaflowS3InvalidRange(MetaflowS3Exception):

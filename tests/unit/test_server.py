@@ -43,12 +43,14 @@ def test_hello(tmp_path: Path) -> None:
         "language": "python",
         "language_version": ".".join(map(str, sys.version_info[:3])),
         "executable": sys.executable,
+        "module_folder": hello["module_folder"],
         "script": "flow.py",
         "arguments": ["--quiet", "run", "--alpha", "-1"],
         "pid": hello["pid"],
         "flow": {"name": "Flow", "file": "flow.py", "steps": []},
     }
     assert hello["pid"] != engine_pid
+    assert (Path(hello["module_folder"]) / "_native.abi3.so").is_file()
 
 
 def test_the_engine_is_the_process_the_user_started(tmp_path: Path) -> None:

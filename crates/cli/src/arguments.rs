@@ -19,6 +19,8 @@ pub struct TopOptions {
     pub datastore: Option<String>,
     pub datastore_root: Option<String>,
     pub with: Vec<String>,
+    /// Endings of file names that are packaged beside the usual ones.
+    pub package_suffixes: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +39,7 @@ pub enum Command {
     Logs(LogsOptions),
     LogsScrub(ScrubOptions),
     Tag(TagCommand),
+    Package(PackageCommand),
     /// A command of a later version.
     NotYet(&'static str, &'static str),
 }
@@ -106,6 +109,18 @@ pub enum TagCommand {
     },
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PackageCommand {
+    Info,
+    List {
+        /// Names within the package instead of files on this machine.
+        archive: bool,
+    },
+    Save {
+        path: String,
+    },
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TagGroup {
     None,
@@ -130,7 +145,6 @@ impl Usage {
 const NOT_YET: &[(&str, &str)] = &[
     ("kubernetes", "run the flow locally with `run`; Kubernetes comes with the next version"),
     ("batch", "run the flow locally with `run`; AWS Batch comes with the next version"),
-    ("package", "code packages come with the remote layers in the next version"),
     ("card", "print results, or keep them as artifacts and read them with the client"),
     ("spin", "re-run a step with `resume STEP`"),
     ("argo-workflows", "run the flow with `run`, started by your scheduler of choice"),
@@ -207,7 +221,7 @@ fn command_line(flow: &Flow, script: &str) -> Clap {
         .arg(option("datastore", "TYPE", "Artifact datastore [default: local]"))
         .arg(option("datastore-root", "PATH", "Root of the artifact datastore"))
         .arg(repeated("with", "SPEC", "Add a decorator to all steps, `name` or `name:key=value,...` (repeatable)"))
-        .arg(option("package-suffixes", "LIST", "File suffixes for the code package").hide(true))
+        .arg(option("package-suffixes", "LIST", "More file suffixes for the code package, separated by commas"))
         .arg(option("event-logger", "TYPE", "Accepted for compatibility").hide(true))
         .arg(option("monitor", "TYPE", "Accepted for compatibility").hide(true));
     let clap = pair(clap, "quiet", "not-quiet", "Print only the run's own lines");
@@ -228,7 +242,8 @@ fn command_line(flow: &Flow, script: &str) -> Clap {
         .subcommand(resume_command())
         .subcommand(dump_command())
         .subcommand(logs_command())
-        .subcommand(tag_command());
+        .subcommand(tag_command())
+        .subcommand(package_command());
     NOT_YET.iter().fold(clap, |clap, (name, _)| {
         clap.subcommand(
             sub(name, "Not in this version")
@@ -361,6 +376,20 @@ fn tag_command() -> Clap {
         )
 }
 
+fn package_command() -> Clap {
+    let list = sub("list", "List the files of the code package");
+    let timeout = option("timeout", "SECONDS", "Accepted for compatibility").hide(true);
+    sub("package", "Show or save the code package of remote tasks")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(timeout)
+        .subcommand(sub("info", "Say what the code package is"))
+        .subcommand(pair(list, "archive", "no-archive", "Show names within the package"))
+        .subcommand(
+            sub("save", "Save the code package to a file").arg(Arg::new("path").value_name("PATH").required(true)),
+        )
+}
+
 fn environment_name(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
 }
@@ -423,7 +452,26 @@ fn top_options(typed: &Typed<'_>) -> Result<TopOptions, Usage> {
         datastore: typed.text("datastore", "datastore"),
         datastore_root: typed.text("datastore-root", "datastore_root"),
         with: typed.texts("with", "decospecs"),
+        package_suffixes: suffixes(&typed.text("package-suffixes", "package_suffixes").unwrap_or_default()),
     })
+}
+
+fn suffixes(list: &str) -> Vec<String> {
+    list.split(',').map(str::trim).filter(|suffix| !suffix.is_empty()).map(str::to_owned).collect()
+}
+
+fn package(typed: &Typed<'_>) -> PackageCommand {
+    match typed.matches.subcommand() {
+        Some(("list", matches)) => {
+            let typed = Typed { matches, lookup: typed.lookup, prefix: format!("{}_LIST", typed.prefix) };
+            PackageCommand::List { archive: typed.pair("archive", "no-archive") }
+        }
+        Some(("save", matches)) => {
+            let path = matches.get_one::<String>("path").expect("clap requires it");
+            PackageCommand::Save { path: path.clone() }
+        }
+        _ => PackageCommand::Info,
+    }
 }
 
 fn sub_command(name: &str, flow: &Flow, typed: &Typed<'_>) -> Result<Command, Usage> {
@@ -445,6 +493,7 @@ fn sub_command(name: &str, flow: &Flow, typed: &Typed<'_>) -> Result<Command, Us
         "dump" => Command::Dump(dump_options(typed)?),
         "logs" => logs(typed)?,
         "tag" => Command::Tag(tag(typed)),
+        "package" => Command::Package(package(typed)),
         other => {
             let (name, instead) =
                 NOT_YET.iter().find(|(name, _)| *name == other).expect("every sub-command is read here or in the list");

@@ -7,14 +7,20 @@ use ferroflow_core::graph::Graph;
 use crate::context::Context;
 use crate::report::Failure;
 
-/// Refuses metadata stores, datastores and environments that are not in this version.
+/// Refuses metadata stores and environments that are not in this version.
 pub fn supported(context: &Context) -> Result<(), Failure> {
     let top = &context.top;
     let choices = [
         ("metadata", &top.metadata, &context.config.default_metadata, &["service"][..]),
-        ("datastore", &top.datastore, &context.config.default_datastore, &["s3", "azure", "gs"][..]),
         ("environment", &top.environment, &context.config.default_environment, &["conda", "pypi", "uv"][..]),
     ];
+    let datastore = crate::datastore::kind(&context.config, top);
+    if !crate::datastore::kinds().contains(&datastore) {
+        return Err(Failure::usage(format!(
+            "Invalid value for '--datastore': '{datastore}' is not one of '{}'.",
+            crate::datastore::kinds().join("', '")
+        )));
+    }
     for (option, typed, configured, later) in choices {
         let value = typed.as_ref().unwrap_or(configured);
         if value == "local" {

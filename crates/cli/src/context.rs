@@ -4,15 +4,18 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use ferroflow_compute::frontend::FrontEnd;
+use ferroflow_core::id::RunId;
 use ferroflow_core::ir::Flow;
-use ferroflow_core::port::{MetadataError, MetadataStore};
+use ferroflow_core::port::{LogStore, MetadataError, MetadataStore};
 use ferroflow_core::task::StoreLocation;
 use ferroflow_core::wire::{Hello, Request};
-use ferroflow_store::SqliteMetadata;
+use ferroflow_store::remote::log::log_store;
+use ferroflow_store::{Datastore, SqliteMetadata};
 use serde_json::Value;
 
 use crate::arguments::TopOptions;
 use crate::config::Config;
+use crate::datastore;
 use crate::report::Failure;
 
 pub struct Context {
@@ -40,12 +43,15 @@ impl Context {
         if std::io::stderr().is_terminal() { self.say(&format!("\x1b[1m{text}\x1b[0m")) } else { self.say(text) }
     }
 
-    pub fn store(&self) -> StoreLocation {
-        StoreLocation {
-            kind: "local".to_owned(),
-            root: self.root.to_string_lossy().into_owned(),
-            options: Default::default(),
-        }
+    /// Where a recorded run's data is.
+    pub fn store_of(&self, metadata: &dyn MetadataStore, run: &RunId) -> Result<StoreLocation, Failure> {
+        let row = metadata.run(&self.flow.name, run)?;
+        Ok(datastore::of_run(&self.config, &row, &self.root))
+    }
+
+    /// The logs of a recorded run.
+    pub fn logs_of(&self, metadata: &dyn MetadataStore, run: &RunId) -> Result<Box<dyn LogStore>, Failure> {
+        Ok(log_store(Datastore::open(&self.store_of(metadata, run)?)?))
     }
 
     /// The metadata store, which has to exist already unless `create`.

@@ -6,6 +6,8 @@ mod checks;
 mod commands;
 mod config;
 mod context;
+mod datastore;
+mod remote;
 mod report;
 mod terminal;
 
@@ -124,7 +126,9 @@ async fn command(front_end: FrontEnd, hello: Hello) -> Result<u8, Failure> {
 }
 
 fn context(front_end: FrontEnd, hello: Hello, config: Config, top: TopOptions, cwd: std::path::PathBuf) -> Context {
-    let (root, root_is_new) = config.local_root(&cwd, top.datastore_root.as_deref());
+    // A remote datastore's root is not where the metadata is.
+    let local_root = top.datastore_root.as_deref().filter(|_| datastore::kind(&config, &top) == "local");
+    let (root, root_is_new) = config.local_root(&cwd, local_root);
     Context { flow: hello.flow.clone(), hello, front_end, config, top, cwd, root, root_is_new }
 }
 
@@ -142,6 +146,7 @@ async fn carry_out(context: &Context, command: Command) -> Result<u8, Failure> {
         Command::Logs(options) => commands::logs::logs(context, &options)?,
         Command::LogsScrub(options) => commands::logs::scrub(context, &options)?,
         Command::Tag(command) => commands::tag::tag(context, command)?,
+        Command::Package(command) => commands::package::package(context, command)?,
         Command::NotYet(name, instead) => {
             return Err(Failure::invalid_command(format!("`{name}` is not in this version; {instead}.")));
         }

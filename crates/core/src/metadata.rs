@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{RunId, StepName, TaskId};
-use crate::task::{AttemptState, Cause, Millis, Usage};
+use crate::task::{AttemptState, Cause, Millis, StoreLocation, Usage};
 
 /// A new run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub struct NewRun {
     pub created_at: Millis,
     /// Who runs it, so that a reader can tell a living engine from a dead one.
     pub engine: EngineIdentity,
+    /// Where its data is; `None` is beside the metadata.
+    pub store: Option<StoreLocation>,
 }
 
 /// An engine process. A reader on the same `host` (boot id and pid namespace) checks `pid` and
@@ -127,6 +129,9 @@ pub struct RunRow {
     pub origin_run: Option<RunId>,
     pub graph: String,
     pub engine: EngineIdentity,
+    /// Where its data is; `None` is beside the metadata.
+    #[serde(default)]
+    pub store: Option<StoreLocation>,
 }
 
 /// A task as read back. An unfinished attempt of a lost run reads as `lost`.

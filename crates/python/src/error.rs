@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 pub fn store_error(error: &StoreError) -> PyErr {
     let class = match error {
         StoreError::Missing(_) => "MetaflowDataMissing",
-        StoreError::Damaged(_) | StoreError::Io { .. } => "DataException",
+        StoreError::Damaged(_) | StoreError::Io { .. } | StoreError::Remote(_) => "DataException",
     };
     raise(class, error.to_string())
 }

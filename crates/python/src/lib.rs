@@ -7,7 +7,9 @@ mod error;
 mod json;
 mod mapping;
 mod metadata;
+mod objects;
 mod pack;
+mod s3;
 mod writer;
 
 use pyo3::prelude::*;
@@ -24,9 +26,13 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(json::encode_json, module)?)?;
     module.add_function(wrap_pyfunction!(json::decode_json, module)?)?;
     module.add_function(wrap_pyfunction!(pack::load_packs, module)?)?;
+    module.add_function(wrap_pyfunction!(pack::fetch_artifact, module)?)?;
+    module.add_function(wrap_pyfunction!(metadata::read_log, module)?)?;
     module.add_class::<mapping::Mapping>()?;
     module.add_class::<metadata::Metadata>()?;
+    module.add_class::<objects::Objects>()?;
     module.add_class::<pack::Pack>()?;
+    module.add_class::<s3::S3>()?;
     module.add_class::<writer::PackWriter>()?;
     module.add_class::<writer::Sink>()?;
     module.add_class::<writer::ItemsSink>()?;

@@ -1,13 +1,14 @@
 //! Runs, tasks, tags and logs for the client, as plain dictionaries and lists.
 
 use ferroflow_core::id::{AttemptId, RunId, TaskId};
-use ferroflow_core::port::{LogPlace, MetadataError, MetadataStore, Stream};
-use ferroflow_store::{Reader, SqliteMetadata};
+use ferroflow_core::port::{LogLine, LogPlace, MetadataError, MetadataStore, Stream};
+use ferroflow_store::remote::log::log_store;
+use ferroflow_store::{Datastore, Reader, SqliteMetadata};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 use serde::Serialize;
 
-use crate::error::metadata_error;
+use crate::error::{metadata_error, store_error};
 use crate::json;
 
 /// Reader of one datastore root. A root without runs reads as empty.
@@ -123,15 +124,37 @@ impl Metadata {
         let id = AttemptId { task: TaskId(task), attempt };
         let place = LogPlace { flow: flow.to_owned(), run: RunId::from(run), step: step.to_owned(), id };
         let lines = py.detach(|| self.reader.logs(&place)).map_err(|error| metadata_error(&error))?;
-        let list = PyList::empty(py);
-        for line in lines {
-            let stream = match line.stream {
-                Stream::Stdout => "stdout",
-                Stream::Stderr => "stderr",
-            };
-            let entry: Bound<'py, PyTuple> = (stream, line.at, PyBytes::new(py, &line.bytes)).into_pyobject(py)?;
-            list.append(entry)?;
-        }
-        Ok(list)
+        lines_of(py, lines)
     }
+}
+
+fn lines_of(py: Python<'_>, lines: Vec<LogLine>) -> PyResult<Bound<'_, PyList>> {
+    let list = PyList::empty(py);
+    for line in lines {
+        let stream = match line.stream {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        };
+        let entry: Bound<'_, PyTuple> = (stream, line.at, PyBytes::new(py, &line.bytes)).into_pyobject(py)?;
+        list.append(entry)?;
+    }
+    Ok(list)
+}
+
+/// Like [`Metadata::logs`], of a datastore that may be a remote one.
+#[pyfunction]
+pub fn read_log<'py>(
+    py: Python<'py>,
+    root: &str,
+    flow: &str,
+    run: &str,
+    step: &str,
+    task: u64,
+    attempt: u32,
+) -> PyResult<Bound<'py, PyList>> {
+    let id = AttemptId { task: TaskId(task), attempt };
+    let place = LogPlace { flow: flow.to_owned(), run: RunId::from(run), step: step.to_owned(), id };
+    let store = Datastore::at(root).map_err(|error| store_error(&error))?;
+    let lines = py.detach(|| log_store(store).read(&place)).map_err(|error| metadata_error(&error))?;
+    lines_of(py, lines)
 }

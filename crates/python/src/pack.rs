@@ -26,7 +26,7 @@ pub struct Pack {
 impl Pack {
     #[staticmethod]
     fn open(py: Python<'_>, root: &str, flow: &str, run: &str, step: &str, task: u64, attempt: u32) -> PyResult<Self> {
-        let store = Datastore::new(root);
+        let store = Datastore::at(root).map_err(|error| store_error(&error))?;
         let place = place(flow, run, step, task, attempt);
         let pack = py.detach(|| StoredPack::open(&store, &place)).map_err(|error| store_error(&error))?;
         Ok(Self { store, pack })
@@ -175,10 +175,28 @@ pub fn load_packs(
     flow: &str,
     places: Vec<(String, String, u64, u32)>,
 ) -> PyResult<Vec<Pack>> {
-    let store = Datastore::new(root);
+    let store = Datastore::at(root).map_err(|error| store_error(&error))?;
     let places = shared_places(flow, places);
     let packs = py.detach(|| read_packs(&store, &places)).map_err(|error| store_error(&error))?;
     Ok(packs.into_iter().map(|pack| Pack { store: store.clone(), pack }).collect())
+}
+
+/// Brings the blobs of one artifact of many packs from a remote store, all at once; those that are
+/// on this machine, and packs without the artifact, cost nothing.
+#[pyfunction]
+pub fn fetch_artifact(py: Python<'_>, packs: Vec<PyRef<'_, Pack>>, name: &str) -> PyResult<()> {
+    let Some(store) = packs.first().map(|pack| pack.store.clone()) else { return Ok(()) };
+    let mut blobs: Vec<(String, u64)> = packs
+        .iter()
+        .filter_map(|pack| match &pack.pack.artifact(name)?.at {
+            ValuePlace::Blob(hash, length) => Some((hash.clone(), *length)),
+            ValuePlace::Inline(..) => None,
+        })
+        .collect();
+    blobs.sort_unstable();
+    blobs.dedup();
+    drop(packs);
+    py.detach(|| ferroflow_store::blob::fetch(&store, &blobs)).map_err(|error| store_error(&error))
 }
 
 /// Neighbours mostly share run and step; so do their texts.

@@ -74,9 +74,10 @@ pub struct PackWriter {
 #[pymethods]
 impl PackWriter {
     #[new]
-    fn new(root: &str, flow: &str, run: &str, step: &str, task: u64, attempt: u32) -> Self {
+    fn new(root: &str, flow: &str, run: &str, step: &str, task: u64, attempt: u32) -> PyResult<Self> {
         let place = place(flow, run, step, task, attempt);
-        Self { output: TaskOutput::new(Datastore::new(root), place) }
+        let store = Datastore::at(root).map_err(|error| store_error(&error))?;
+        Ok(Self { output: TaskOutput::new(store, place) })
     }
 
     /// Adds a plain value as JSON; `False` when it is not one or too large to be inline.

@@ -168,7 +168,9 @@ impl Spill {
 
     fn publish(self, store: &Datastore, hash: &str) -> Result<(), StoreError> {
         let target = store.blob_path(hash);
-        self.file.sync_data().map_err(|error| StoreError::io("write an artifact to", &target, error))?;
+        if store.remote().is_none() {
+            self.file.sync_data().map_err(|error| StoreError::io("write an artifact to", &target, error))?;
+        }
         let folder = target.parent().expect("a blob lies in a folder");
         let renamed = match fs::rename(&self.path, &target) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -178,6 +180,9 @@ impl Spill {
             other => other,
         };
         renamed.map_err(|error| StoreError::io("write an artifact to", &target, error))?;
+        if store.remote().is_some() {
+            return Ok(());
+        }
         // After a power cut no pack may name a blob that is not there. Some file systems cannot
         // sync a folder; those keep their own order.
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
@@ -270,6 +275,20 @@ impl BlobMapping {
     /// artifact and its task in errors.
     pub fn open(store: &Datastore, hash: &str, length: u64, what: &dyn Fn() -> String) -> Result<Self, StoreError> {
         let path = store.blob_path(hash);
+        let opened = fetch_if_absent(store, hash, length).and_then(|()| Self::open_here(store, hash, length, what));
+        match opened {
+            Err(StoreError::Damaged(_)) if store.remote().is_some() => {
+                // The copy of this machine is damaged, or the object is: fetching it anew tells.
+                fs::remove_file(&path).map_err(|error| StoreError::io("remove the damaged", &path, error))?;
+                fetch_if_absent(store, hash, length)?;
+                Self::open_here(store, hash, length, what)
+            }
+            other => other,
+        }
+    }
+
+    fn open_here(store: &Datastore, hash: &str, length: u64, what: &dyn Fn() -> String) -> Result<Self, StoreError> {
+        let path = store.blob_path(hash);
         let mapping = Self::map(&path).map_err(|error| missing_or_io(&path, error, what))?;
         if mapping.metadata.len() != length {
             return Err(damaged(&path, what, "has the wrong size"));
@@ -306,14 +325,27 @@ impl BlobMapping {
     }
 }
 
+/// Brings a blob that this machine has not seen yet from a remote store.
+fn fetch_if_absent(store: &Datastore, hash: &str, length: u64) -> Result<(), StoreError> {
+    fetch(store, &[(hash.to_owned(), length)])
+}
+
+/// Brings those of the blobs that this machine has not seen yet from a remote store, all at once.
+pub fn fetch(store: &Datastore, blobs: &[(String, u64)]) -> Result<(), StoreError> {
+    let Some(remote) = store.remote() else { return Ok(()) };
+    let absent: Vec<_> = blobs.iter().filter(|(hash, _)| !store.blob_path(hash).exists()).cloned().collect();
+    if absent.is_empty() { Ok(()) } else { remote.fetch_blobs(store, &absent) }
+}
+
 /// Reads part of a blob without mapping or verifying it: the caller has a checksum of the part.
 pub fn read_part(
     store: &Datastore,
-    hash: &str,
+    (hash, whole): (&str, u64),
     offset: u64,
     length: usize,
     what: &dyn Fn() -> String,
 ) -> Result<Vec<u8>, StoreError> {
+    fetch_if_absent(store, hash, whole)?;
     let path = store.blob_path(hash);
     let file = File::open(&path).map_err(|error| missing_or_io(&path, error, what))?;
     let size = file.metadata().map_err(|error| StoreError::io("read", &path, error))?.len();
@@ -332,6 +364,7 @@ pub fn read_into(
     target: &mut [u8],
     what: &dyn Fn() -> String,
 ) -> Result<(), StoreError> {
+    fetch_if_absent(store, hash, target.len() as u64)?;
     let path = store.blob_path(hash);
     let file = File::open(&path).map_err(|error| missing_or_io(&path, error, what))?;
     let metadata = file.metadata().map_err(|error| StoreError::io("read", &path, error))?;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ferroflow_core::port::ObjectError;
+
 /// Why an artifact could not be stored or read.
 #[derive(Debug)]
 pub enum StoreError {
@@ -13,6 +15,8 @@ pub enum StoreError {
     Damaged(String),
     /// The file system refused. A retry helps once its reason is gone (a full disk).
     Io { doing: &'static str, path: PathBuf, source: io::Error },
+    /// A remote store refused or cannot be reached; what a retry can mend was retried.
+    Remote(ObjectError),
 }
 
 impl StoreError {
@@ -25,6 +29,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing(text) | Self::Damaged(text) => f.write_str(text),
+            Self::Remote(error) => error.fmt(f),
             Self::Io { doing, path, source } => {
                 write!(f, "cannot {doing} `{}`: {}", path.display(), io_reason(source))
             }

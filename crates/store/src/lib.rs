@@ -1,5 +1,5 @@
-//! Where runs leave what they made: packs, blobs and logs under one root, and run metadata in
-//! SQLite beside them. What a task may or may not write, and when, is decided elsewhere.
+//! Where runs leave what they made: packs, blobs and logs under one root (a folder, or a bucket with
+//! a folder of this machine before it), and run metadata in SQLite. What a task may or may not write, and when, is decided elsewhere.
 
 pub mod blob;
 pub mod error;
@@ -10,6 +10,7 @@ pub mod objects;
 pub mod pack;
 mod parallel_hash;
 pub mod read;
+pub mod remote;
 pub mod sqlite;
 mod verified;
 
@@ -18,4 +19,5 @@ pub use identity::engine_identity_of_this_process;
 pub use location::{Datastore, PackPlace};
 pub use log::FileLogStore;
 pub use read::Reader;
+pub use remote::Remote;
 pub use sqlite::SqliteMetadata;

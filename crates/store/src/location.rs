@@ -7,11 +7,14 @@ use std::sync::{Arc, OnceLock};
 
 use ferroflow_core::id::{AttemptId, RunId};
 use ferroflow_core::port::LogPlace;
+use ferroflow_core::task::StoreLocation;
 
 use crate::error::StoreError;
+use crate::remote::{Remote, cache};
 use crate::verified::VerifiedFiles;
 
-/// The local datastore: one root folder (`.metaflow`). Cheap to clone.
+/// A datastore: a root folder (`.metaflow`), or a bucket with a folder of this machine before it,
+/// which has the same layout and through which everything passes. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Datastore {
     inner: Arc<Inner>,
@@ -20,6 +23,7 @@ pub struct Datastore {
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
+    remote: Option<Remote>,
     verified: OnceLock<VerifiedFiles>,
 }
 
@@ -39,10 +43,34 @@ impl fmt::Display for PackPlace {
 }
 
 impl Datastore {
+    /// The local datastore in a folder.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { inner: Arc::new(Inner { root: root.into(), verified: OnceLock::new() }) }
+        Self { inner: Arc::new(Inner { root: root.into(), remote: None, verified: OnceLock::new() }) }
     }
 
+    /// The datastore at a location. Nothing is asked of a remote one yet.
+    pub fn open(location: &StoreLocation) -> Result<Self, StoreError> {
+        let Some(remote) = Remote::of(location)? else { return Ok(Self::new(&location.root)) };
+        let root = cache::folder_of(location)?;
+        Ok(Self { inner: Arc::new(Inner { root, remote: Some(remote), verified: OnceLock::new() }) })
+    }
+
+    /// The datastore that a text names: a folder's path, or a [`StoreLocation`] as JSON.
+    pub fn at(text: &str) -> Result<Self, StoreError> {
+        if !text.starts_with('{') {
+            return Ok(Self::new(text));
+        }
+        let location = serde_json::from_str(text)
+            .map_err(|error| StoreError::Damaged(format!("`{text}` is not the location of a datastore: {error}")))?;
+        Self::open(&location)
+    }
+
+    /// The bucket behind the folder, if there is one.
+    pub fn remote(&self) -> Option<&Remote> {
+        self.inner.remote.as_ref()
+    }
+
+    /// The root folder; of a remote datastore, this machine's copy of some of it.
     pub fn root(&self) -> &Path {
         &self.inner.root
     }

@@ -70,10 +70,7 @@ impl LogStore for FileLogStore {
 
     fn replace(&self, place: &LogPlace, lines: &[LogLine]) -> Result<(), MetadataError> {
         let path = self.store.log_path(place);
-        let mut data = Vec::new();
-        for line in lines {
-            data.extend(encode(line.stream, line.at, std::slice::from_ref(&line.bytes)));
-        }
+        let data = encode_all(lines);
         let temporary = path.with_extension(format!("log.{}", std::process::id()));
         fs::write(&temporary, data)
             .and_then(|()| fs::rename(&temporary, &path))
@@ -125,6 +122,10 @@ fn unavailable(doing: &str, path: &Path, error: &std::io::Error) -> MetadataErro
     MetadataError::Unavailable(format!("cannot {doing} the log `{}`: {}", path.display(), io_reason(error)))
 }
 
+pub(crate) fn encode_all(lines: &[LogLine]) -> Vec<u8> {
+    lines.iter().flat_map(|line| encode(line.stream, line.at, std::slice::from_ref(&line.bytes))).collect()
+}
+
 fn encode(stream: Stream, at: Millis, lines: &[Vec<u8>]) -> Vec<u8> {
     let letter = match stream {
         Stream::Stdout => 'o',
@@ -139,7 +140,7 @@ fn encode(stream: Stream, at: Millis, lines: &[Vec<u8>]) -> Vec<u8> {
     data
 }
 
-fn decode(mut data: &[u8]) -> Vec<LogLine> {
+pub(crate) fn decode(mut data: &[u8]) -> Vec<LogLine> {
     let mut lines: Vec<LogLine> = Vec::new();
     while !data.is_empty() {
         match decode_line(data) {

@@ -113,14 +113,32 @@ pub struct Pack {
 impl Pack {
     pub fn open(store: &Datastore, place: &PackPlace) -> Result<Self, StoreError> {
         let path = store.pack_path(place);
+        let Some(remote) = store.remote() else {
+            let bytes = fs::read(&path).map_err(|error| missing_or_io(place, &path, error))?;
+            return Self::parse(place, path, bytes);
+        };
+        // A copy of this machine that is damaged is as good as none.
+        if let Ok(bytes) = fs::read(&path)
+            && let Ok(pack) = Self::parse(place, path.clone(), bytes)
+        {
+            return Ok(pack);
+        }
+        remote.fetch_packs(store, &[place])?;
         let bytes = fs::read(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => StoreError::Missing(format!(
-                "task {place} has no stored data: there is no file `{}`; it has not finished or its data was removed",
-                path.display()
-            )),
+            std::io::ErrorKind::NotFound => {
+                missing(place, &format!("object `{}`", remote.url(&remote.pack_key(place))))
+            }
             _ => StoreError::io("read", &path, error),
         })?;
         Self::parse(place, path, bytes)
+    }
+
+    /// Brings the packs that this machine has not seen yet from a remote store, all at once, so
+    /// that [`Self::open`] finds them.
+    pub fn fetch(store: &Datastore, places: &[PackPlace]) -> Result<(), StoreError> {
+        let Some(remote) = store.remote() else { return Ok(()) };
+        let absent: Vec<&PackPlace> = places.iter().filter(|place| !store.pack_path(place).exists()).collect();
+        if absent.is_empty() { Ok(()) } else { remote.fetch_packs(store, &absent) }
     }
 
     fn parse(place: &PackPlace, path: PathBuf, bytes: Vec<u8>) -> Result<Self, StoreError> {
@@ -181,6 +199,19 @@ impl Pack {
     }
 }
 
+fn missing(place: &PackPlace, what: &str) -> StoreError {
+    StoreError::Missing(format!(
+        "task {place} has no stored data: there is no {what}; it has not finished or its data was removed"
+    ))
+}
+
+fn missing_or_io(place: &PackPlace, path: &Path, error: std::io::Error) -> StoreError {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => missing(place, &format!("file `{}`", path.display())),
+        _ => StoreError::io("read", path, error),
+    }
+}
+
 fn belongs_to(header: &PackHeader, place: &PackPlace) -> bool {
     let id = AttemptId { task: TaskId(header.task), attempt: header.attempt };
     *header.flow == *place.flow && header.run == place.run.as_str() && *header.step == *place.step && id == place.id
@@ -205,6 +236,8 @@ pub struct PackBuilder {
     artifacts: Vec<(String, Artifact)>,
     items: Option<ForeachItems>,
     inline: Vec<u8>,
+    /// Blobs that this builder was given, as opposed to those it passes on.
+    own_blobs: Vec<(String, u64)>,
 }
 
 /// What [`PackBuilder::add`] has to know about a value beside its bytes.
@@ -220,7 +253,7 @@ pub struct Description {
 
 impl PackBuilder {
     pub fn new(store: Datastore, place: PackPlace) -> Self {
-        Self { store, place, artifacts: Vec::new(), items: None, inline: Vec::new() }
+        Self { store, place, artifacts: Vec::new(), items: None, inline: Vec::new(), own_blobs: Vec::new() }
     }
 
     pub fn store(&self) -> &Datastore {
@@ -277,7 +310,10 @@ impl PackBuilder {
                 self.inline.extend_from_slice(bytes);
                 ValuePlace::Inline(offset, bytes.len() as u64)
             }
-            StoredValue::Blob { hash, length } => ValuePlace::Blob(hash.clone(), *length),
+            StoredValue::Blob { hash, length } => {
+                self.own_blobs.push((hash.clone(), *length));
+                ValuePlace::Blob(hash.clone(), *length)
+            }
         }
     }
 
@@ -301,7 +337,26 @@ impl PackBuilder {
             items: self.items.clone(),
         };
         let path = self.store.pack_path(&self.place);
-        write_durably(&path, &self.assemble(&header))
+        let bytes = self.assemble(&header);
+        let Some(remote) = self.store.remote() else { return write_durably(&path, &bytes) };
+        remote.put_pack(&self.store, &self.place, bytes.clone(), &self.blobs_to_upload())?;
+        // The copy saves the tasks after this one a download; doing without it is no error.
+        let _ = write_durably(&path, &bytes);
+        Ok(())
+    }
+
+    /// Blobs given to this builder that the pack still names, each once.
+    fn blobs_to_upload(&self) -> Vec<(String, u64)> {
+        let places = self.artifacts.iter().map(|(_, artifact)| &artifact.at);
+        let named: Vec<&String> = places
+            .chain(self.items.iter().map(|items| &items.at))
+            .filter_map(|at| if let ValuePlace::Blob(hash, _) = at { Some(hash) } else { None })
+            .collect();
+        let mut wanted = self.own_blobs.clone();
+        wanted.retain(|(hash, _)| named.contains(&hash));
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted
     }
 
     fn assemble(&self, header: &PackHeader) -> Vec<u8> {

@@ -66,7 +66,8 @@ pub fn task_metadata(run: &RunRow, row: &TaskRow, root: &str) -> Vec<MetadataEnt
     if let Some(origin) = &record.origin {
         list.add("origin-task-id", origin.task.to_string(), started);
     }
-    list.add("ds-type", "local".to_owned(), started);
+    let (kind, root) = run.store.as_ref().map_or(("local", root), |store| (store.kind.as_str(), store.root.as_str()));
+    list.add("ds-type", kind.to_owned(), started);
     list.add("ds-root", root.to_owned(), started);
     for tag in &run.system_tags {
         if let Some((name, value)) = tag.split_once(':')

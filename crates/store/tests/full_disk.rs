@@ -84,6 +84,7 @@ fn metadata_survives_a_full_disk() {
         graph: "{}".to_owned(),
         created_at: 1,
         engine: engine_identity_of_this_process(),
+        store: None,
     };
     let id = store.create_run(&run).expect("run");
     disk.fill();

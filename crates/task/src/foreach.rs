@@ -65,7 +65,7 @@ pub fn read_item(store: &Datastore, pack: &Pack, variable: &str, index: u64) -> 
         ValuePlace::Inline(start, _) => pack.inline(start + offset, length).map(<[u8]>::to_vec),
         ValuePlace::Blob(hash, size) => {
             let length = length.min(*size) as usize;
-            read_part(store, hash, offset, length, &what)
+            read_part(store, (hash, *size), offset, length, &what)
         }
     };
     let total = match &items.at {

@@ -30,6 +30,7 @@ pub fn places_of<'a>(flow: &Arc<str>, input: &'a InputRef) -> impl Iterator<Item
 /// Reads and verifies packs with a few threads that end before this returns. The first error in
 /// the order of `places` wins.
 pub fn load_packs(store: &Datastore, places: &[PackPlace]) -> Result<Vec<Pack>, StoreError> {
+    Pack::fetch(store, places)?;
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = processors.min(MOST_THREADS).min(places.len().div_ceil(BATCH));
     if threads <= 1 {

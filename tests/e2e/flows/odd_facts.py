@@ -25,7 +25,6 @@ COUNTER = {"value": 0}
 os.environ["SET_AT_IMPORT"] = "yes"
 LOG = logging.getLogger("odd")
 logging.basicConfig(stream=sys.stdout, format="LOG %(levelname)s %(message)s", level=logging.INFO)
-IMPORTED_BY = os.getpid()
 OPENED_AT_IMPORT = open(os.environ["ODD_FILE"], "a")  # noqa: SIM115
 warnings.filterwarnings("ignore", category=UserWarning)
 sys.setrecursionlimit(1234)
@@ -88,7 +87,6 @@ class OddFacts(FlowSpec):
         fact("nice", os.nice(0))
         fact("start-method", multiprocessing.get_start_method())
         fact("parameter", self.number)
-        fact("import-pid-is-mine", IMPORTED_BY == os.getpid() or "forked")
 
     @step
     def start(self):

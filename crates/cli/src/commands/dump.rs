@@ -2,6 +2,7 @@
 
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::metadata::{DataRef, TaskRow};
+use ferroflow_core::task::StoreLocation;
 use ferroflow_core::wire::{DumpRequest, DumpTask, Request};
 use serde_json::Value;
 
@@ -12,27 +13,29 @@ use crate::report::Failure;
 pub async fn dump(context: &Context, options: DumpOptions) -> Result<(), Failure> {
     let metadata = context.metadata(false)?;
     let tasks = super::tasks_at(context, &metadata, &options.path)?;
+    let Some(first) = tasks.first() else { return Ok(()) };
+    let store = context.store_of(&metadata, &first.run)?;
     for task in &tasks {
         let shown = dump_task(context, task);
         eprintln!("Dumping output of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
         if options.file.is_none() {
-            let answer = context.ask(request(context, &options, vec![shown])).await?;
+            let answer = context.ask(request(&store, &options, vec![shown])).await?;
             print_lines(&answer)?;
         }
     }
     if let Some(file) = &options.file {
         let all = tasks.iter().map(|task| dump_task(context, task)).collect();
-        let answer = context.ask(request(context, &options, all)).await?;
+        let answer = context.ask(request(&store, &options, all)).await?;
         print_lines(&answer)?;
         eprintln!("Artifacts written to {file}");
     }
     Ok(())
 }
 
-fn request(context: &Context, options: &DumpOptions, tasks: Vec<DumpTask>) -> Request {
+fn request(store: &StoreLocation, options: &DumpOptions, tasks: Vec<DumpTask>) -> Request {
     Request::Dump {
         id: 0,
-        store: context.store(),
+        store: store.clone(),
         request: DumpRequest {
             tasks,
             private: options.private,

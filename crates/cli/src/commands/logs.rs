@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::metadata::{DataRef, TaskRow};
 use ferroflow_core::port::{LogLine, LogPlace, LogStore, Stream};
-use ferroflow_store::{Datastore, FileLogStore, SqliteMetadata};
+use ferroflow_store::SqliteMetadata;
 use jiff::tz::TimeZone;
 
 use crate::arguments::{LogsOptions, ScrubOptions};
@@ -15,8 +15,12 @@ use crate::terminal::local_time;
 
 pub fn logs(context: &Context, options: &LogsOptions) -> Result<(), Failure> {
     let metadata = context.metadata(false)?;
-    let tasks = super::tasks_at(context, &metadata, &options.path)?;
-    let logs = FileLogStore::new(Datastore::new(&context.root));
+    let mut tasks = super::tasks_at(context, &metadata, &options.path)?;
+    if let Some(attempt) = options.attempt {
+        keep_attempted(&mut tasks, attempt, &options.path)?;
+    }
+    let Some(first) = tasks.first() else { return Ok(()) };
+    let logs = context.logs_of(&metadata, &first.run)?;
     for task in &tasks {
         eprintln!("Dumping logs of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
         let lines = logs.read(&place(context, task, options.attempt))?;
@@ -32,6 +36,17 @@ pub fn logs(context: &Context, options: &LogsOptions) -> Result<(), Failure> {
             }
         }
         tell_cause(task);
+    }
+    Ok(())
+}
+
+/// Only the tasks that came to that attempt.
+fn keep_attempted(tasks: &mut Vec<TaskRow>, attempt: u32, path: &str) -> Result<(), Failure> {
+    let last = tasks.iter().map(|task| task.record.attempt).max().unwrap_or(0);
+    tasks.retain(|task| task.record.attempt >= attempt);
+    if tasks.is_empty() {
+        let message = format!("there is no attempt {attempt} of {path}: its last attempt is {last}");
+        return Err(Failure::new("Data store error", message));
     }
     Ok(())
 }
@@ -73,7 +88,8 @@ fn place(context: &Context, row: &TaskRow, attempt: Option<u32>) -> LogPlace {
 pub fn scrub(context: &Context, options: &ScrubOptions) -> Result<(), Failure> {
     let metadata = context.metadata(false)?;
     let tasks = super::tasks_at(context, &metadata, &options.logs.path)?;
-    let logs = FileLogStore::new(Datastore::new(&context.root));
+    let Some(first) = tasks.first() else { return Ok(()) };
+    let logs = context.logs_of(&metadata, &first.run)?;
     for task in &tasks {
         let name = format!("run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
         if !task.record.state.is_final() && !options.include_not_done {
@@ -81,7 +97,7 @@ pub fn scrub(context: &Context, options: &ScrubOptions) -> Result<(), Failure> {
             continue;
         }
         for attempt in attempts(&metadata, context, task, options)? {
-            scrub_attempt(&logs, &place(context, task, Some(attempt)), &options.logs)?;
+            scrub_attempt(logs.as_ref(), &place(context, task, Some(attempt)), &options.logs)?;
         }
         eprintln!("Scrubbed logs of {name}");
     }
@@ -103,7 +119,7 @@ fn attempts(
     Ok(vec![options.logs.attempt.unwrap_or(latest)])
 }
 
-fn scrub_attempt(logs: &FileLogStore, place: &LogPlace, wanted: &LogsOptions) -> Result<(), Failure> {
+fn scrub_attempt(logs: &dyn LogStore, place: &LogPlace, wanted: &LogsOptions) -> Result<(), Failure> {
     let lines = logs.read(place)?;
     let mut kept = Vec::new();
     for (stream, name, scrubbed) in

@@ -2,6 +2,7 @@
 
 pub mod dump;
 pub mod logs;
+pub mod package;
 pub mod run;
 pub mod tag;
 
@@ -57,7 +58,10 @@ fn tell_if_lost(context: &Context, metadata: &dyn MetadataStore, run: &RunId) ->
     let row = metadata.run(&context.flow.name, run)?;
     if row.state == RunState::Lost {
         let cause = row.cause.map_or_else(String::new, |cause| format!(": {}", cause.text));
-        eprintln!("Run {}/{run} is lost{cause}. Finish it with: resume --origin-run-id {run}", context.flow.name);
+        eprintln!(
+            "Run {}/{run} is lost{cause} (python {} resume --origin-run-id {run})",
+            context.flow.name, context.hello.script
+        );
     }
     Ok(())
 }

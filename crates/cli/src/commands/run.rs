@@ -10,15 +10,18 @@ use ferroflow_core::id::{RunId, StepName};
 use ferroflow_core::metadata::{NewRun, RunState};
 use ferroflow_core::port::MetadataStore;
 use ferroflow_core::run::{Line, ResumePlan, Run, RunEnd, RunSettings};
+use ferroflow_core::task::StoreLocation;
 use ferroflow_core::wire::Request;
 use ferroflow_engine::{Mailbox, Parts, StopRequest, clock, drive, resume};
-use ferroflow_store::{Datastore, FileLogStore, SqliteMetadata};
+use ferroflow_store::remote::log::log_store;
+use ferroflow_store::{Datastore, SqliteMetadata};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::arguments::{ResumeOptions, RunOptions};
 use crate::checks;
 use crate::context::{Context, latest_run_file};
+use crate::datastore;
 use crate::report::Failure;
 use crate::terminal;
 
@@ -29,13 +32,15 @@ pub async fn run(context: &Context, options: RunOptions, given: BTreeMap<String,
     context.ask(Request::Convert { id: 0, given, user }).await?;
     let graph = checks::graph_to_run(context, &options.with)?;
     let metadata = open_for_writing(context)?;
-    let run = create_run(context, &metadata, &graph, &options, None)?;
+    let store = datastore::for_new_runs(&context.config, &context.top, &context.root)?;
+    datastore::check(&store, &context.flow.name)?;
+    let run = create_run(context, &metadata, &graph, &options, None, &store)?;
     write_file(&latest_run_file(&context.root, &context.flow.name), run.as_str())?;
     write_run_files(context, &options, &run)?;
     let written = context
         .ask(Request::WriteParameters {
             id: 0,
-            store: context.store(),
+            store: store.clone(),
             flow: context.flow.name.clone(),
             run: run.clone(),
         })
@@ -44,7 +49,7 @@ pub async fn run(context: &Context, options: RunOptions, given: BTreeMap<String,
         give_up(context, &metadata, &run, &failure);
         return Err(failure);
     }
-    start(context, &options, graph, metadata, run, None).await
+    start(context, &options, graph, metadata, run, (store, None)).await
 }
 
 /// `resume`: nothing is left behind when it cannot start (difference 9).
@@ -71,9 +76,12 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
         error => error.into(),
     })?;
     plan.check(&graph).map_err(Failure::invalid_command)?;
-    let run = create_run(context, &metadata, &graph, &options, Some(origin))?;
+    let store = datastore::for_new_runs(&context.config, &context.top, &context.root)?;
+    datastore::same_as_origin(&store, &metadata.run(&context.flow.name, &origin)?)?;
+    datastore::check(&store, &context.flow.name)?;
+    let run = create_run(context, &metadata, &graph, &options, Some(origin), &store)?;
     write_run_files(context, &options, &run)?;
-    start(context, &options, graph, metadata, run, Some(plan)).await
+    start(context, &options, graph, metadata, run, (store, Some(plan))).await
 }
 
 fn line_now(line: &Line) -> String {
@@ -97,6 +105,7 @@ fn create_run(
     graph: &Graph,
     options: &RunOptions,
     origin_run: Option<RunId>,
+    store: &StoreLocation,
 ) -> Result<RunId, Failure> {
     let new = NewRun {
         flow: context.flow.name.clone(),
@@ -107,6 +116,7 @@ fn create_run(
         graph: serde_json::to_string(&*graph.flow).expect("a flow is plain data"),
         created_at: clock::now(),
         engine: ferroflow_store::engine_identity_of_this_process(),
+        store: datastore::recorded(store),
     };
     Ok(metadata.create_run(&new)?)
 }
@@ -126,7 +136,8 @@ fn write_run_files(context: &Context, options: &RunOptions, run: &RunId) -> Resu
         write_file(&context.cwd.join(path), run.as_str())?;
     }
     if let Some(path) = &options.runner_attribute_file {
-        let metadata = format!("local@{}", context.root.display());
+        // As the client's `metadata()` takes and tells it: the folder around the datastore.
+        let metadata = format!("local@{}", context.root.parent().unwrap_or(&context.root).display());
         let attributes = serde_json::json!({
             "run_id": run.as_str(), "flow_name": context.flow.name, "metadata": metadata,
         });
@@ -164,19 +175,19 @@ async fn start(
     graph: Graph,
     metadata: SqliteMetadata,
     run: RunId,
-    plan: Option<ResumePlan>,
+    (store, plan): (StoreLocation, Option<ResumePlan>),
 ) -> Result<u8, Failure> {
     let (mailbox, letters) = Mailbox::new();
     let environments = graph.steps.iter().map(|step| (step.name.clone(), step.policy.environment.clone())).collect();
     let settings =
         LocalSettings { spawn: context.config.spawn, learn_imports: context.config.learn_imports, environments };
     let layer = Arc::new(LocalLayer::new(context.front_end.clone(), settings, mailbox));
-    let machine = Run::new(Arc::new(graph), run_settings(context, options, &run), plan)
+    let machine = Run::new(Arc::new(graph), run_settings(context, options, &run, store.clone()), plan)
         .map_err(|text| Failure::new("Internal error", text))?;
     let parts = Parts {
         layer,
         metadata: Arc::new(metadata),
-        logs: Arc::new(FileLogStore::new(Datastore::new(&context.root))),
+        logs: Arc::from(log_store(Datastore::open(&store)?)),
         console: terminal::for_this_process(),
         flow: context.flow.name.clone(),
         run: run.clone(),
@@ -192,7 +203,7 @@ async fn start(
     Ok(tell_end(context, &run, &end))
 }
 
-fn run_settings(context: &Context, options: &RunOptions, run: &RunId) -> RunSettings {
+fn run_settings(context: &Context, options: &RunOptions, run: &RunId, store: StoreLocation) -> RunSettings {
     let namespace = match options.namespace.as_deref() {
         None => Some(context.config.identity.clone()),
         Some("") => None,
@@ -201,7 +212,7 @@ fn run_settings(context: &Context, options: &RunOptions, run: &RunId) -> RunSett
     RunSettings {
         flow: context.flow.name.clone(),
         run: run.clone(),
-        store: context.store(),
+        store,
         user: context.config.user.clone(),
         identity: context.config.identity.clone(),
         namespace,

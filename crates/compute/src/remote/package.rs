@@ -53,6 +53,16 @@ enum Source {
     Bytes(Vec<u8>),
 }
 
+impl PackageFile {
+    /// The file on this machine; `None` for what is made up on the way.
+    pub fn source(&self) -> Option<&Path> {
+        match &self.source {
+            Source::File(path) => Some(path),
+            Source::Bytes(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Package {
     /// gzipped tar.

@@ -23,7 +23,7 @@ pub struct StepRow {
 }
 
 const RUN_COLUMNS: &str = "SELECT name, run, user, tags, system_tags, state, cause, created_at, finished_at,
-    heartbeat_at, origin_run, graphs.text, host, pid, pid_start
+    heartbeat_at, origin_run, graphs.text, host, pid, pid_start, store
     FROM runs JOIN flows USING (flow_key) JOIN graphs USING (graph_key)";
 
 pub(super) fn flows(database: &Connection) -> Result<Vec<String>, Trouble> {
@@ -51,6 +51,7 @@ struct RawRun {
     system_tags: String,
     state: String,
     cause: Option<String>,
+    store: Option<String>,
 }
 
 fn raw_run(row: &Row<'_>) -> rusqlite::Result<RawRun> {
@@ -59,6 +60,7 @@ fn raw_run(row: &Row<'_>) -> rusqlite::Result<RawRun> {
         system_tags: row.get(4)?,
         state: row.get(5)?,
         cause: row.get(6)?,
+        store: row.get(15)?,
         row: RunRow {
             flow: row.get(0)?,
             run: RunId::from(row.get::<_, i64>(1)?.to_string()),
@@ -77,6 +79,7 @@ fn raw_run(row: &Row<'_>) -> rusqlite::Result<RawRun> {
                 pid: row.get(13)?,
                 pid_start: row.get::<_, i64>(14)?.cast_unsigned(),
             },
+            store: None,
         },
     })
 }
@@ -88,6 +91,7 @@ impl RawRun {
         row.system_tags = parse(&self.system_tags, "a list of tags")?;
         row.state = parse(&format!("\"{}\"", self.state), "the state of a run")?;
         row.cause = self.cause.map(|cause| parse(&cause, "the cause of a run's end")).transpose()?;
+        row.store = self.store.map(|store| parse(&store, "where a run's data is")).transpose()?;
         if row.state == RunState::Running
             && let Some(text) = why_gone(&row.engine, row.heartbeat_at, now)
         {

@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use super::{PATIENCE, Trouble};
 
 /// Raised when tables change; a database with a higher number is refused.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE flows (
@@ -36,6 +36,7 @@ CREATE TABLE runs (
     host TEXT NOT NULL,
     pid INTEGER NOT NULL,
     pid_start INTEGER NOT NULL,
+    store TEXT,
     UNIQUE (flow_key, run)
 );
 -- A flow is described once, however often it runs.
@@ -78,6 +79,9 @@ CREATE TABLE entries (
 );
 CREATE INDEX entries_by_task ON entries (run_key, task);
 ";
+
+/// Changes that bring a database from version N + 1 to N + 2, one a line.
+const CHANGES: [&str; 1] = ["ALTER TABLE runs ADD COLUMN store TEXT"];
 
 pub(super) fn open(path: &Path) -> Result<Connection, Trouble> {
     if let Some(folder) = path.parent() {
@@ -145,8 +149,12 @@ fn create_tables(connection: &mut Connection, path: &Path) -> Result<(), Trouble
     }
     if found == 0 {
         transaction.execute_batch(TABLES)?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
+    } else {
+        for change in &CHANGES[usize::try_from(found - 1).unwrap_or(0)..] {
+            transaction.execute_batch(change)?;
+        }
     }
+    transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()?;
     Ok(())
 }

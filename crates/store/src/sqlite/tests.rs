@@ -17,6 +17,7 @@ fn new_run(flow: &str) -> NewRun {
         graph: "{\"name\":\"F\"}".to_owned(),
         created_at: 1_000,
         engine: engine_identity_of_this_process(),
+        store: None,
     }
 }
 

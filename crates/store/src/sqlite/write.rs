@@ -21,8 +21,8 @@ pub(super) fn create_run(database: &Connection, keys: &mut Keys, run: &NewRun) -
     database
         .prepare_cached(
             "INSERT INTO runs (flow_key, run, user, tags, system_tags, state, created_at, heartbeat_at,
-                               origin_run, graph_key, host, pid, pid_start)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10, ?11, ?12)",
+                               origin_run, graph_key, host, pid, pid_start, store)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
         )?
         .execute(params![
             flow_key,
@@ -37,6 +37,7 @@ pub(super) fn create_run(database: &Connection, keys: &mut Keys, run: &NewRun) -
             run.engine.host,
             run.engine.pid,
             run.engine.pid_start.cast_signed(),
+            run.store.as_ref().map(json),
         ])?;
     let id = RunId::from(number.to_string());
     keys.runs.insert((run.flow.clone(), id.to_string()), database.last_insert_rowid());

@@ -1,0 +1,105 @@
+//! What remote tasks need to know, read from configuration: the code package's sources, by which
+//! address containers reach the datastore, how long an abandoned run lives.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ferroflow_compute::remote::{PackageSources, RemoteSettings};
+use ferroflow_core::id::RunId;
+use ferroflow_core::task::StoreLocation;
+use serde_json::{Map, Value, json};
+
+use crate::context::Context;
+use crate::report::Failure;
+
+const LEASE_VARIABLE: &str = "FERROFLOW_LEASE_SECONDS";
+const LEASE_SECONDS: f64 = 3600.0;
+/// Layers whose containers may reach the datastore by another address than this machine:
+/// `METAFLOW_<LAYER>_S3_ENDPOINT_URL`, and the same for Azure.
+const LAYERS: [&str; 2] = ["kubernetes", "batch"];
+const ENDPOINTS: [(&str, &str); 2] = [("s3", "S3_ENDPOINT_URL"), ("azure", "AZURE_STORAGE_BLOB_SERVICE_ENDPOINT")];
+/// Passed on to containers as they are here. Nothing that may hold a secret.
+const PASSED_ON: [&str; 3] = ["METAFLOW_SERVICE_URL", "METAFLOW_DATATOOLS_S3ROOT", "METAFLOW_DATATOOLS_SYSROOT_S3"];
+
+/// What the code package is made from.
+pub fn package_sources(context: &Context) -> Result<PackageSources, Failure> {
+    let hello = &context.hello;
+    if hello.module_folder.is_empty() {
+        return Err(Failure::new(
+            "Incorrect installation",
+            "the flow's process did not say where its module `metaflow` is: reinstall ferroflow, so that the module \
+             and the command are of one version",
+        ));
+    }
+    Ok(PackageSources {
+        script: context.cwd.join(&hello.script),
+        suffixes: context.top.package_suffixes.clone(),
+        module_folder: PathBuf::from(&hello.module_folder),
+        info: info(context),
+    })
+}
+
+fn info(context: &Context) -> Map<String, Value> {
+    let hello = &context.hello;
+    let info = json!({
+        "username": context.config.user,
+        "runtime": context.config.runtime_name,
+        "script": PathBuf::from(&hello.script).file_name().map(|name| name.to_string_lossy()),
+        "platform": std::env::consts::OS,
+        "language": hello.language,
+        "language_version": hello.language_version,
+        "metaflow_version": env!("CARGO_PKG_VERSION"),
+    });
+    match info {
+        Value::Object(info) => info,
+        _ => unreachable!("it is written as an object"),
+    }
+}
+
+/// For `compute::remote::Remote`. `store` is the run's datastore as this machine reaches it.
+#[allow(dead_code, reason = "used where remote layers are joined")]
+pub fn settings(context: &Context, run: &RunId, store: &StoreLocation) -> Result<RemoteSettings, Failure> {
+    Ok(RemoteSettings {
+        flow: context.flow.name.clone(),
+        run: run.clone(),
+        store: store.clone(),
+        endpoints: endpoints(context, &store.kind),
+        code: package_sources(context)?,
+        lease: lease(context)?,
+        environment: environment(context),
+    })
+}
+
+fn endpoints(context: &Context, kind: &str) -> BTreeMap<String, String> {
+    let Some((_, variable)) = ENDPOINTS.iter().find(|(of, _)| *of == kind) else { return BTreeMap::new() };
+    let configured = |layer: &str| {
+        let name = format!("METAFLOW_{}_{variable}", layer.to_ascii_uppercase());
+        Some((layer.to_owned(), context.config.lookup.value(&name)?))
+    };
+    LAYERS.iter().filter_map(|layer| configured(layer)).collect()
+}
+
+fn lease(context: &Context) -> Result<Duration, Failure> {
+    let Some(text) = context.config.lookup.value(LEASE_VARIABLE) else {
+        return Ok(Duration::from_secs_f64(LEASE_SECONDS));
+    };
+    let seconds = text.trim().parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds >= 1.0);
+    let lease = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    lease.ok_or_else(|| {
+        Failure::new(
+            "Incorrect configuration",
+            format!("`{LEASE_VARIABLE}` is `{text}`; it is a number of seconds, at least 1"),
+        )
+    })
+}
+
+fn environment(context: &Context) -> BTreeMap<String, String> {
+    let lookup = &context.config.lookup;
+    let mut found: BTreeMap<String, String> =
+        PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), lookup.value(name)?))).collect();
+    let region = lookup.environment("AWS_REGION").or_else(|| lookup.environment("AWS_DEFAULT_REGION"));
+    found.extend(region.map(|region| ("AWS_DEFAULT_REGION".to_owned(), region.to_owned())));
+    found.insert("METAFLOW_DEFAULT_METADATA".to_owned(), context.config.default_metadata.clone());
+    found
+}
