@@ -2,8 +2,9 @@
 //! that it runs, how it ended. Texts are the cluster's own words with a hint.
 
 use ferroflow_core::task::{AttemptReport, Cause, CauseKind, ProcessExit, Usage};
-use ferroflow_core::wire::TerminationMessage;
 use serde_json::Value;
+
+use crate::remote::ending::termination_message;
 
 /// What is kept of a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -70,8 +71,8 @@ pub enum Ending {
     /// The container ran and ended.
     Report {
         report: AttemptReport,
-        /// The container wrote its last words, and so had flushed its logs.
-        spoke: bool,
+        /// Entries that the task asked to record.
+        metadata: Vec<(String, String)>,
         /// Its addresses had expired: sign again and submit again.
         sign_again: bool,
     },
@@ -190,7 +191,7 @@ impl PodView {
         let text = "timed out: it ran past its time limit, and Kubernetes stopped it. Raise it with @timeout";
         let cause = Some(Cause::new(CauseKind::TimedOut, text));
         let report = AttemptReport { outcome: None, exit: ProcessExit::Signal(9), usage: Usage::default(), cause };
-        Ending::Report { report, spoke: false, sign_again: false }
+        Ending::Report { report, metadata: Vec::new(), sign_again: false }
     }
 
     fn taken(&self) -> Ending {
@@ -201,7 +202,7 @@ impl PodView {
             let text = format!("evicted from node `{node}`{said}. Raise `disk`");
             let cause = Some(Cause::new(CauseKind::Evicted, text));
             let report = AttemptReport { outcome: None, exit: ProcessExit::Signal(9), usage: Usage::default(), cause };
-            return Ending::Report { report, spoke: false, sign_again: false };
+            return Ending::Report { report, metadata: Vec::new(), sign_again: false };
         }
         let text = match (self.reason.as_str(), &self.disruption) {
             ("Evicted", _) => format!("evicted from node `{node}`{said}"),
@@ -220,7 +221,7 @@ impl PodView {
         if matches!(reason, "StartError" | "ContainerCannotRun") {
             return Ending::NeverRan(self.not_started(message));
         }
-        let spoken: Option<TerminationMessage> = serde_json::from_str(message.trim()).ok();
+        let spoken = termination_message(message);
         if self.reason == "DeadlineExceeded" && spoken.is_none() {
             return self.timed_out();
         }
@@ -232,14 +233,13 @@ impl PodView {
             return Ending::Taken(Cause::new(CauseKind::Evicted, text));
         }
         let exit = exit_of(code, spoken.as_ref().map(|said| said.exit));
-        let spoke = spoken.is_some();
         let sign_again = spoken.as_ref().is_some_and(|said| said.sign_again);
-        let (outcome, usage, cause) = match spoken {
-            Some(said) => (said.outcome, said.usage, said.cause),
-            None => (None, Usage::default(), None),
+        let (outcome, usage, cause, metadata) = match spoken {
+            Some(said) => (said.outcome, said.usage, said.cause, said.metadata),
+            None => (None, Usage::default(), None, Vec::new()),
         };
         let cause = if reason == "OOMKilled" { Some(self.out_of_memory()) } else { cause };
-        Ending::Report { report: AttemptReport { outcome, exit, usage, cause }, spoke, sign_again }
+        Ending::Report { report: AttemptReport { outcome, exit, usage, cause }, metadata, sign_again }
     }
 
     fn out_of_memory(&self) -> Cause {

@@ -344,8 +344,11 @@ impl Supervisor {
             Ending::NeverRan(_) | Ending::Taken(_) if stopped => self.end_stopped(id),
             Ending::NeverRan(cause) | Ending::Taken(cause) => self.lose(id, cause),
             Ending::Report { sign_again: true, .. } if !stopped && self.submit_again(id) => {}
-            Ending::Report { report, .. } => {
+            Ending::Report { report, metadata, .. } => {
                 self.start(id, pod);
+                for (name, value) in metadata {
+                    self.events.metadata(id, name, value);
+                }
                 self.drain(id, report);
             }
         }
