@@ -68,10 +68,7 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Plan, Failure> {
 fn configured(lookup: &Lookup) -> BTreeMap<String, String> {
     let spec = find(DecoratorKind::Step, "kubernetes");
     let names = spec.into_iter().flat_map(|spec| spec.attributes.iter().filter_map(|a| a.configured));
-    names
-        .chain([CONTAINER_REGISTRY])
-        .filter_map(|name| Some((name.to_owned(), lookup.value(name)?)))
-        .collect()
+    names.chain([CONTAINER_REGISTRY]).filter_map(|name| Some((name.to_owned(), lookup.value(name)?))).collect()
 }
 
 /// Namespace of tasks that do not name one.
@@ -138,7 +135,10 @@ impl Plan {
         };
         settings.kill_command = format!("python {} kubernetes kill --run-id {}", context.hello.script, of.run);
         let Some(objects) = RemoteObjects::of(of.store)? else {
-            return Err(Failure::new(HEADLINE, "the run's datastore is a folder of this machine; pods cannot reach it"));
+            return Err(Failure::new(
+                HEADLINE,
+                "the run's datastore is a folder of this machine; pods cannot reach it",
+            ));
         };
         let objects = Arc::new(objects);
         let store = datastore::recorded(of.store).unwrap_or_else(|| of.store.clone());

@@ -32,7 +32,9 @@ pub async fn admit(cluster: &Cluster, settings: &KubernetesSettings, autoscaled:
         match try_job(cluster, settings, step, options).await {
             Ok(()) => {}
             Err(fault) if fault.may_pass() => {
-                found.refusals.push(format!("the Kubernetes API server at {} cannot be reached: {fault}", cluster.address));
+                found
+                    .refusals
+                    .push(format!("the Kubernetes API server at {} cannot be reached: {fault}", cluster.address));
                 return found;
             }
             Err(fault) => found.refusals.push(format!("step `{step}`: {}", refusal(&options.namespace, &fault).text)),
@@ -185,7 +187,8 @@ fn judge(step: &StepName, options: &KubernetesOptions, nodes: &[Node]) -> Option
         ));
     }
     let nearest = candidates.iter().max_by(|a, b| a.share(&wanted).total_cmp(&b.share(&wanted)))?;
-    let lacking: Vec<&String> = wanted.iter().filter(|(name, amount)| nearest.has(name) < **amount).map(|(n, _)| n).collect();
+    let lacking: Vec<&String> =
+        wanted.iter().filter(|(name, amount)| nearest.has(name) < **amount).map(|(n, _)| n).collect();
     if lacking.is_empty() {
         return None;
     }
@@ -290,7 +293,8 @@ mod tests {
     #[test]
     fn amounts_are_read_as_kubernetes_writes_them() {
         let read = ["2", "1500m", "24581696Ki", "1Gi", "5M", "1e3", "x"].map(quantity);
-        let wanted = [Some(2.0), Some(1.5), Some(25_171_656_704.0), Some(1_073_741_824.0), Some(5e6), Some(1000.0), None];
+        let wanted =
+            [Some(2.0), Some(1.5), Some(25_171_656_704.0), Some(1_073_741_824.0), Some(5e6), Some(1000.0), None];
         assert_eq!(read, wanted);
     }
 }

@@ -111,7 +111,10 @@ impl Cluster {
         Ok(Self { client: kube::Client::try_from(config)?, address })
     }
 
-    async fn ask(&self, request: Result<http::Request<Vec<u8>>, kube::core::request::Error>) -> Result<Value, ApiFault> {
+    async fn ask(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Value, ApiFault> {
         let request = request.map_err(|error| ApiFault::Invalid(error.to_string()))?;
         match tokio::time::timeout(ANSWER, self.client.request::<Value>(request)).await {
             Ok(answer) => Ok(answer?),

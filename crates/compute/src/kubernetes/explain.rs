@@ -58,16 +58,15 @@ mod tests {
 
     #[test]
     fn the_latest_words_count() {
-        let event = |name: &str, at: &str, message: &str| {
-            json!({ "involvedObject": { "name": name }, "lastTimestamp": at, "message": message })
-        };
+        let event = |name: &str, at: &str, message: &str| json!({ "involvedObject": { "name": name }, "lastTimestamp": at, "message": message });
         let events = [event("a", "2026-01-02T00:00:00Z", "new"), event("a", "2026-01-01T00:00:00Z", "old")];
         assert_eq!(latest(&events)["a"], "new");
     }
 
     #[test]
     fn quota_is_a_reason_to_wait() {
-        let said = "Error creating: pods \"x\" is forbidden: exceeded quota: q, requested: cpu=1, used: cpu=4, limited: cpu=4";
+        let said =
+            "Error creating: pods \"x\" is forbidden: exceeded quota: q, requested: cpu=1, used: cpu=4, limited: cpu=4";
         assert_eq!(
             cannot_create(said),
             "the namespace's quota has no room for it yet: pods \"x\" is forbidden: exceeded quota: q, requested: \

@@ -136,8 +136,7 @@ impl JobParts<'_> {
         set("imagePullPolicy", json!(options.image_pull_policy));
         set("command", json!(command));
         set("env", json!(self.environment()));
-        let secrets: Vec<Value> =
-            options.secrets.iter().map(|name| json!({ "secretRef": { "name": name } })).collect();
+        let secrets: Vec<Value> = options.secrets.iter().map(|name| json!({ "secretRef": { "name": name } })).collect();
         set("envFrom", json!(secrets));
         set("resources", self.resources());
         set("volumeMounts", json!(mounts));
@@ -320,9 +319,7 @@ mod tests {
             "metaflow/attempt": "0", "metaflow/flow_name": "ConformanceFlow", "metaflow/run_id": "1",
             "metaflow/step_name": "train_it", "metaflow/task_id": "3", "metaflow/user": "tester",
         });
-        let field = |name: &str, path: &str| {
-            json!({ "name": format!("METAFLOW_KUBERNETES_{name}"), "valueFrom": { "fieldRef": { "fieldPath": path } } })
-        };
+        let field = |name: &str, path: &str| json!({ "name": format!("METAFLOW_KUBERNETES_{name}"), "valueFrom": { "fieldRef": { "fieldPath": path } } });
         let name = identity().job_name("train_it", crate::conformance::attempt(3), 0);
         let wanted = json!({
             "apiVersion": "batch/v1",
@@ -386,7 +383,10 @@ mod tests {
         assert_eq!(pod["activeDeadlineSeconds"], 150);
         assert_eq!((&pod["serviceAccountName"], &pod["priorityClassName"]), (&json!("robot"), &json!("high")));
         assert_eq!(pod["nodeSelector"], json!({"pool": "big"}));
-        assert_eq!((&pod["tolerations"], &pod["imagePullSecrets"]), (&json!([{"key": "gpu"}]), &json!([{"name": "pull"}])));
+        assert_eq!(
+            (&pod["tolerations"], &pod["imagePullSecrets"]),
+            (&json!([{"key": "gpu"}]), &json!([{"name": "pull"}]))
+        );
         assert_eq!(
             pod["volumes"],
             json!([
@@ -401,7 +401,8 @@ mod tests {
         assert_eq!(container["envFrom"], json!([{"secretRef": {"name": "one"}}, {"secretRef": {"name": "two"}}]));
         assert_eq!(container["ports"], json!([{"containerPort": 8080}]));
         assert_eq!(container["securityContext"], json!({"runAsUser": 7}));
-        let mounts: Vec<&Value> = container["volumeMounts"].as_array().expect("mounts").iter().map(|m| &m["mountPath"]).collect();
+        let mounts: Vec<&Value> =
+            container["volumeMounts"].as_array().expect("mounts").iter().map(|m| &m["mountPath"]).collect();
         assert_eq!(mounts, ["/dev/shm", "/metaflow_temp", "/data"]);
         let amounts = json!({
             "acme.com/chip": "2", "cpu": "2.5", "ephemeral-storage": "500M", "memory": "8000M", "nvidia.com/gpu": "1",
@@ -433,6 +434,9 @@ mod tests {
         assert_eq!((&pod["dnsPolicy"], &pod["terminationGracePeriodSeconds"]), (&json!("None"), &json!(30)));
         let containers = pod["containers"].as_array().expect("containers");
         assert_eq!((containers.len(), &containers[0]["stdin"]), (2, &json!(true)));
-        assert_eq!((&containers[0]["image"], &containers[0]["terminationMessagePolicy"]), (&json!("python:3.11"), &Value::Null));
+        assert_eq!(
+            (&containers[0]["image"], &containers[0]["terminationMessagePolicy"]),
+            (&json!("python:3.11"), &Value::Null)
+        );
     }
 }

@@ -49,7 +49,8 @@ impl Filter {
 pub async fn list(cluster: &Cluster, namespace: &str, filter: &Filter) -> Result<Vec<ActiveTask>, ApiFault> {
     let selector = filter.selector();
     let (pods, _) = cluster.list_pods(namespace, &selector).await?;
-    let with_pod: HashSet<&str> = pods.iter().filter_map(|pod| pod["metadata"]["labels"]["job-name"].as_str()).collect();
+    let with_pod: HashSet<&str> =
+        pods.iter().filter_map(|pod| pod["metadata"]["labels"]["job-name"].as_str()).collect();
     let mut tasks: Vec<ActiveTask> = pods.iter().filter(|pod| filter.matches(pod)).filter_map(of_pod).collect();
     let jobs = cluster.list_jobs(namespace, &selector).await?;
     let waiting = jobs.iter().filter(|job| filter.matches(job)).filter_map(of_job);
@@ -124,6 +125,9 @@ mod tests {
     fn what_is_over_is_not_listed() {
         assert_eq!(of_pod(&json!({"status": {"phase": "Succeeded"}})), None);
         assert_eq!(of_job(&json!({"status": {"failed": 1}})), None);
-        assert_eq!(of_job(&json!({"metadata": {"name": "j"}, "status": {}})).map(|task| task.job), Some("j".to_owned()));
+        assert_eq!(
+            of_job(&json!({"metadata": {"name": "j"}, "status": {}})).map(|task| task.job),
+            Some("j".to_owned())
+        );
     }
 }

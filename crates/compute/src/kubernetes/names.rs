@@ -149,7 +149,9 @@ mod tests {
 
     #[test]
     fn names_fit_whatever_the_flow_is_called() {
-        for text in ["X", "A_Very_Long_Flow_Name_That_Goes_On_And_On_And_On_For_More_Than_Sixty_Three", "Ünïcode", "___"] {
+        for text in
+            ["X", "A_Very_Long_Flow_Name_That_Goes_On_And_On_And_On_For_More_Than_Sixty_Three", "Ünïcode", "___"]
+        {
             let run = RunIdentity { flow: text.into(), run: RunId::from("argo-".to_owned() + text), ..identity() };
             let name = run.job_name(text, id(u64::MAX, 5), 3);
             assert!(name.len() <= 57, "{name}");

@@ -142,9 +142,7 @@ impl PodView {
         let image = &self.image;
         let said = if message.is_empty() { String::new() } else { format!(": {message}") };
         match reason {
-            "InvalidImageName" => {
-                stuck(CauseKind::Image, format!("`{image}` is not the name of an image{said}"), true)
-            }
+            "InvalidImageName" => stuck(CauseKind::Image, format!("`{image}` is not the name of an image{said}"), true),
             "ErrImageNeverPull" => stuck(
                 CauseKind::Image,
                 format!("the image `{image}` is not on node `{}`, and `image_pull_policy` is Never{said}", self.node),
@@ -160,7 +158,9 @@ impl PodView {
                 format!("the container cannot be made{said}. Secrets and config maps that a step names must exist"),
                 false,
             ),
-            "CreateContainerError" | "RunContainerError" => Phase::Stuck { cause: self.not_started(message), certain: false },
+            "CreateContainerError" | "RunContainerError" => {
+                Phase::Stuck { cause: self.not_started(message), certain: false }
+            }
             _ => Phase::Preparing,
         }
     }
@@ -249,7 +249,8 @@ impl PodView {
         } else {
             format!("its limit is {}", self.memory_limit)
         };
-        let text = format!("out of memory: it asked for {asked} and {bound}. Raise `memory` of @resources or @kubernetes");
+        let text =
+            format!("out of memory: it asked for {asked} and {bound}. Raise `memory` of @resources or @kubernetes");
         Cause::new(CauseKind::OutOfMemory, text)
     }
 
@@ -293,7 +294,8 @@ fn stuck(kind: CauseKind, text: String, certain: bool) -> Phase {
 /// Registries that answer that there is no such image, or not for us: waiting does not help.
 fn image_is_missing(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
-    let words = ["not found", "manifest unknown", "does not exist", "access denied", "unauthorized", "authorization failed"];
+    let words =
+        ["not found", "manifest unknown", "does not exist", "access denied", "unauthorized", "authorization failed"];
     words.iter().any(|word| message.contains(word))
 }
 

@@ -99,7 +99,8 @@ fn out_of_memory_says_what_was_asked_and_allowed() {
 
 #[test]
 fn the_containers_last_words_are_the_outcome() {
-    let words = r#"{"outcome":{"ok":true,"success":true},"exit":{"code":0},"usage":{"cpu_seconds":1.5,"peak_memory":7}}"#;
+    let words =
+        r#"{"outcome":{"ok":true,"success":true},"exit":{"code":0},"usage":{"cpu_seconds":1.5,"peak_memory":7}}"#;
     let Phase::Ended(Ending::Report { report, sign_again, .. }) = ended(0, "Completed", words) else {
         panic!("it ended")
     };

@@ -17,8 +17,13 @@ pub(super) static ATTRIBUTES: &[AttributeSpec] = &[
     attribute("cpu", "float", "1", "Processors to request.").configured("METAFLOW_KUBERNETES_CPU"),
     attribute("memory", "int", "4096", "Memory to request, in MB.").configured("METAFLOW_KUBERNETES_MEMORY"),
     attribute("disk", "int", "10240", "Disk space to request, in MB.").configured("METAFLOW_KUBERNETES_DISK"),
-    attribute("image", "str", "null", "Container image; the default is python:X.Y of the interpreter that starts the run.")
-        .configured("METAFLOW_KUBERNETES_CONTAINER_IMAGE"),
+    attribute(
+        "image",
+        "str",
+        "null",
+        "Container image; the default is python:X.Y of the interpreter that starts the run.",
+    )
+    .configured("METAFLOW_KUBERNETES_CONTAINER_IMAGE"),
     attribute("image_pull_policy", "str", "null", "Always, IfNotPresent or Never.")
         .configured("METAFLOW_KUBERNETES_IMAGE_PULL_POLICY"),
     attribute("image_pull_secrets", "list", "null", "Names of the secrets that open the image's registry.")
@@ -44,7 +49,8 @@ pub(super) static ATTRIBUTES: &[AttributeSpec] = &[
     attribute("tmpfs_path", "str", "\"/metaflow_temp\"", "Where it is mounted."),
     attribute("persistent_volume_claims", "dict", "null", "Claims and the paths where they are mounted.")
         .configured("METAFLOW_KUBERNETES_PERSISTENT_VOLUME_CLAIMS"),
-    attribute("shared_memory", "int", "null", "Size of /dev/shm in MiB.").configured("METAFLOW_KUBERNETES_SHARED_MEMORY"),
+    attribute("shared_memory", "int", "null", "Size of /dev/shm in MiB.")
+        .configured("METAFLOW_KUBERNETES_SHARED_MEMORY"),
     attribute("port", "int", "null", "Port that the container opens.").configured("METAFLOW_KUBERNETES_PORT"),
     attribute("compute_pool", "str", "null", "Value of the node label `compute-pool` that the node must have."),
     attribute("executable", "str", "null", "Python in the image; the default is `python`."),
@@ -178,7 +184,8 @@ impl KubernetesOptions {
             return Err(format!("`gpu_vendor` must be nvidia or amd, not `{}`", self.gpu_vendor));
         }
         for (name, value) in &self.labels {
-            let rule = "at most 63 characters: letters, digits, `-`, `_` and `.`, with a letter or digit first and last";
+            let rule =
+                "at most 63 characters: letters, digits, `-`, `_` and `.`, with a letter or digit first and last";
             if !is_label_value(value) {
                 return Err(format!("the value `{value}` of the label `{name}` is not valid; it must have {rule}"));
             }
@@ -367,9 +374,7 @@ impl Values<'_> {
 /// A text that is JSON, as what it says.
 fn unquoted(value: Value) -> Value {
     match &value {
-        Value::String(text) if text.trim_start().starts_with(['[', '{']) => {
-            serde_json::from_str(text).unwrap_or(value)
-        }
+        Value::String(text) if text.trim_start().starts_with(['[', '{']) => serde_json::from_str(text).unwrap_or(value),
         _ => value,
     }
 }
@@ -402,7 +407,11 @@ mod tests {
         value.as_object().expect("an object").clone()
     }
 
-    fn resolve(given: Value, resources: Option<Value>, configured: &[(&str, &str)]) -> Result<KubernetesOptions, String> {
+    fn resolve(
+        given: Value,
+        resources: Option<Value>,
+        configured: &[(&str, &str)],
+    ) -> Result<KubernetesOptions, String> {
         let configured = configured.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         KubernetesOptions::resolve(&map(given), resources.map(map).as_ref(), &configured)
     }
@@ -467,14 +476,27 @@ mod tests {
             (json!({"shared_memory": 0}), "`shared_memory` must be a whole number above 0, not 0"),
             (json!({"tmpfs_size": -1}), "`tmpfs_size` must be a whole number above 0, not -1"),
             (json!({"qos": "BestEffort"}), "`qos` must be Guaranteed or Burstable, not `BestEffort`"),
-            (json!({"image_pull_policy": "often"}), "`image_pull_policy` must be Always, IfNotPresent or Never, not `often`"),
-            (json!({"tolerations": [{"taint": "x"}]}),
-                "`tolerations`: a toleration has no `taint`; it has key, operator, value, effect, tolerationSeconds"),
-            (json!({"labels": {"a": "-b"}}),
+            (
+                json!({"image_pull_policy": "often"}),
+                "`image_pull_policy` must be Always, IfNotPresent or Never, not `often`",
+            ),
+            (
+                json!({"tolerations": [{"taint": "x"}]}),
+                "`tolerations`: a toleration has no `taint`; it has key, operator, value, effect, tolerationSeconds",
+            ),
+            (
+                json!({"labels": {"a": "-b"}}),
                 "the value `-b` of the label `a` is not valid; it must have at most 63 characters: letters, digits, \
-                 `-`, `_` and `.`, with a letter or digit first and last"),
-            (json!({"node_selector": 3}), "`node_selector` must be a dictionary of names and values (or `name=value,…`), not 3"),
-            (json!({"persistent_volume_claims": {"c": "data"}}), "the mount path `data` of the claim `c` must begin with `/`"),
+                 `-`, `_` and `.`, with a letter or digit first and last",
+            ),
+            (
+                json!({"node_selector": 3}),
+                "`node_selector` must be a dictionary of names and values (or `name=value,…`), not 3",
+            ),
+            (
+                json!({"persistent_volume_claims": {"c": "data"}}),
+                "the mount path `data` of the claim `c` must begin with `/`",
+            ),
             (json!({"pod_spec": [1]}), "`pod_spec` must be a dictionary, not [1]"),
         ];
         for (given, sentence) in cases {
