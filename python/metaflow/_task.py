@@ -265,8 +265,9 @@ class _Task:
             flow,
             Failure(
                 FailureHandledByCatch(
-                    f"step `{state.step}` kept failing over {attempts} attempts without raising an "
-                    f"exception{f'; the last one: {how}' if how else ''}"
+                    f"step `{state.step}` kept failing over {attempts} attempt"
+                    f"{'' if attempts == 1 else 's'} without raising an exception that @catch "
+                    f"could handle{f'; the last one: {how}' if how else ''}"
                 )
             ),
         )
