@@ -107,7 +107,7 @@ class _Task:
             # The flow imported the client; otherwise its first use does this.
             point_client_at_run()
         flow = self._flow_class.__new__(self._flow_class)
-        flow.__ferroflow__ = state
+        object.__setattr__(flow, "__ferroflow__", state)
         try:
             flow.__init__(use_cli=False)  # type: ignore[misc] # it may be the user's own
             self._work(flow, state)
