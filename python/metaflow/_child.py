@@ -125,7 +125,10 @@ def run_task(flow_class: type, spec: dict[str, Any], control: Control) -> NoRetu
     from metaflow import _task
 
     _multicore_width.remember(flow_class, spec)
-    opened_before = frozenset(_forksafety.open_descriptors())
+    # What the import has opened for writing, the step may have written to.
+    opened_before = frozenset(
+        each for each in _forksafety.open_descriptors() if not _forksafety.is_written_file(each)
+    )
     code = _task.run(flow_class, spec, control)
     _imports.stop()
     _exit.finish(code, opened_before)

@@ -2,8 +2,8 @@
 fraction of its cost.
 
 A fresh interpreter joins threads, runs atexit handlers, flushes the standard streams, and then
-tears down every module. The last part is skipped unless the task still holds a file it opened,
-whose buffered contents only the teardown would write.
+tears down every module. The last part is skipped unless the task still holds a file that it or the
+flow's import opened, whose buffered contents only the teardown would write.
 """
 
 from __future__ import annotations

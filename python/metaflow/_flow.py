@@ -83,7 +83,8 @@ class FlowSpec:
 
     def __new__(cls, *_arguments: Any, **_options: Any) -> FlowSpec:
         flow = super().__new__(cls)
-        flow.__ferroflow__ = None
+        # Past a `__setattr__` of the user's own.
+        object.__setattr__(flow, "__ferroflow__", None)
         return flow
 
     def __init__(self, use_cli: bool = True) -> None:

@@ -175,6 +175,18 @@ def _is_open(number: int) -> bool:
     return True
 
 
+def is_written_file(number: int) -> bool:
+    """Whether this is a file that Python code has opened for writing."""
+    try:
+        if os.get_inheritable(number) or not stat.S_ISREG(os.fstat(number).st_mode):
+            return False
+        import fcntl
+
+        return fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except OSError:
+        return False
+
+
 def _descriptors(before: frozenset[int], imported: str | None) -> str | None:
     for number in open_descriptors():
         # Descriptors that survive exec came from the shell and reach every process alike.

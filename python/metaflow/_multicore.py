@@ -310,7 +310,7 @@ def _sleep_until_one_ends(running: dict[int, _Call]) -> None:
 def _raise_if_failed(call: _Call, code: int, kills_before: int | None) -> None:
     if code == 0:
         return
-    where = f"the call of `parallel_map` for item {call.number}"
+    where = f"Child failed: the call of `parallel_map` for item {call.number}"
     if code == _FAILED:
         raise MulticoreException(f"{where} raised an exception; its traceback is in the log above")
     if code > 0:

@@ -7,6 +7,7 @@ How the container got here is `crates/compute/src/remote/bootstrap.py`. What the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -39,9 +40,23 @@ _NEVER = float("inf")
 
 def main(spec_text: str) -> NoReturn:
     """Called by the bootstrap; ends the process with the task's exit code."""
-    supervisor = Supervisor(Settings(_decode(spec_text), os.environ))
-    sys.stdout.flush()
-    os._exit(supervisor.run())
+    settings = Settings(_decode(spec_text), os.environ)
+    try:
+        code = Supervisor(settings).run()
+    except Exception as error:  # noqa: BLE001 - a mistake of ours must not look like the task's
+        code = _give_up(settings, error)
+    os._exit(code)
+
+
+def _give_up(settings: Settings, error: Exception) -> int:
+    import traceback
+
+    traceback.print_exc()
+    facts = _remote_ending.Facts(settings.spec, settings.layer)
+    facts.supervisor_failed(error)
+    with contextlib.suppress(OSError), open(settings.termination_log, "wb") as out:
+        out.write(_remote_ending.fitted(facts.message()))
+    return 1
 
 
 def _decode(text: str) -> dict[str, Any]:
@@ -123,7 +138,8 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code of the task, as a shell would say it."""
-        _process.become_subreaper()
+        if os.getpid() != 1:
+            _process.become_subreaper()
         self._start_task()
         # Threads must not be there before the task was forked.
         self._log.start()
@@ -151,7 +167,8 @@ class Supervisor:
 
     def _become_task(self, supervisor: int, descriptors: tuple[int, int, int]) -> None:
         os.setpgid(0, 0)
-        _process.die_with_parent(supervisor)
+        if supervisor != 1:
+            _process.die_with_parent(supervisor)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
@@ -243,11 +260,10 @@ class Supervisor:
             os.close(descriptor)
             return
         self._log.add(letter, data)
-        try:
-            # For the node's own log, which `kubectl logs` shows.
-            os.write(own, data)
-        except OSError:
-            return
+        # For the node's own log, which `kubectl logs` shows.
+        with contextlib.suppress(OSError):
+            while data:
+                data = data[os.write(own, data) :]
 
     def _hear(self) -> None:
         """What the task says on its control channel."""
@@ -258,7 +274,7 @@ class Supervisor:
         except EOFError:
             self._control.close()
             self._control = None
-        except ValueError as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             self._facts.control_fault(str(error))
             self._control.close()
             self._control = None

@@ -90,6 +90,14 @@ class Facts:
     def control_fault(self, text: str) -> None:
         self._fault = text
 
+    def supervisor_failed(self, error: Exception) -> None:
+        self._status = 1
+        self._cause = _cause(
+            "layer_error",
+            f"the process that supervises the task failed ({type(error).__name__}: {error}); the "
+            "container's log has more",
+        )
+
     def told_to_stop(self) -> None:
         self._stopped = True
 

@@ -199,7 +199,8 @@ def bytes_of(value: Any) -> bytes:
         if isinstance(content, bytes):
             return content
     raise exception.MetaflowS3InvalidObject(
-        f"a value of type {type(value).__name__} cannot be put: give text, bytes or a file opened in binary mode"
+        f"a value of type {type(value).__name__} cannot be put: give text, bytes or a file "
+        "opened in binary mode"
     )
 
 

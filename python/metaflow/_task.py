@@ -107,7 +107,7 @@ class _Task:
             # The flow imported the client; otherwise its first use does this.
             point_client_at_run()
         flow = self._flow_class.__new__(self._flow_class)
-        flow.__ferroflow__ = state
+        object.__setattr__(flow, "__ferroflow__", state)
         try:
             flow.__init__(use_cli=False)  # type: ignore[misc] # it may be the user's own
             self._work(flow, state)
@@ -265,8 +265,9 @@ class _Task:
             flow,
             Failure(
                 FailureHandledByCatch(
-                    f"step `{state.step}` kept failing over {attempts} attempts without raising an "
-                    f"exception{f'; the last one: {how}' if how else ''}"
+                    f"step `{state.step}` kept failing over {attempts} attempt"
+                    f"{'' if attempts == 1 else 's'} without raising an exception that @catch "
+                    f"could handle{f'; the last one: {how}' if how else ''}"
                 )
             ),
         )

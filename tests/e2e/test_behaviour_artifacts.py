@@ -48,6 +48,34 @@ def test_a_flow_may_name_its_helpers_as_it_likes(folder: Path) -> None:
     ]
 
 
+def test_a_flow_may_watch_its_own_attributes(folder: Path) -> None:
+    result = run_flow(
+        folder,
+        """
+        class WatchingFlow(FlowSpec):
+            def __setattr__(self, name, value):
+                print("set", name)
+                super().__setattr__(name, value)
+
+            def __getattr__(self, name):
+                return 42 if name == "answer" else super().__getattr__(name)
+
+            @step
+            def start(self):
+                self.x = 1
+                self.next(self.end)
+
+            @step
+            def end(self):
+                print("found", self.x, self.answer)
+        """,
+        "run",
+    ).ok()
+    printed = [line.partition("] ")[2] for line in result.lines if "(pid N)" in line]
+    assert [line for line in printed if not line.startswith("Task")] == ["set x", "found 1 42"]
+    assert "set" not in result.err
+
+
 FAILING = """
     class PickleFlow(FlowSpec):
         @step

@@ -40,3 +40,48 @@ def test_what_cannot_be_shown_or_written_is_one_sentence(folder: Path) -> None:
     about = json.loads((folder / "about").read_text())
     provider = client(folder, "from metaflow import get_metadata; print(get_metadata())")
     assert about == {"run_id": "1", "flow_name": "CommandFlow", "metadata": provider[0]}
+
+
+def test_that_a_task_was_stopped_stands_in_its_logs(folder: Path) -> None:
+    flow = write_flow(
+        folder,
+        """
+        import time
+        from pathlib import Path
+
+        from metaflow import FlowSpec, step
+
+
+        class StoppedFlow(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.fails, self.sleeps)
+
+            @step
+            def fails(self):
+                while not Path("asleep").exists():
+                    time.sleep(0.01)
+                raise ValueError("this one fails")
+                self.next(self.join)
+
+            @step
+            def sleeps(self):
+                print("going to sleep", flush=True)
+                Path("asleep").touch()
+                time.sleep(60)
+                self.next(self.join)
+
+            @step
+            def join(self, inputs):
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+        """,
+    )
+    result = run_flow(folder, flow, "run").exited(1)
+    assert sum("[KILLED BY ORCHESTRATOR]" in line for line in result.lines) == 1
+    for stream, lines in (("--stdout", ["going to sleep"]), ("--stderr", [])):
+        shown = run_flow(folder, flow, "logs", "1/sleeps", stream).ok().stdout.splitlines()
+        assert shown == [*lines, "[KILLED BY ORCHESTRATOR]"]

@@ -66,3 +66,29 @@ def test_a_task_finds_the_steps_before_it_through_the_client(folder: Path) -> No
     printed = [line.partition("] ")[2] for line in result.lines if line.startswith("[")]
     assert "attempt 0 False" in printed
     assert printed[-3:-1] == ["True True ['end', 'start']", "['1']"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_what_tasks_write_to_a_file_opened_by_the_import_arrives(folder: Path, method: str) -> None:
+    run_flow(
+        folder,
+        """
+        from metaflow import FlowSpec, step
+
+        NOTES = open("notes.txt", "a")
+
+
+        class NotingFlow(FlowSpec):
+            @step
+            def start(self):
+                NOTES.write("from start\\n")
+                self.next(self.end)
+
+            @step
+            def end(self):
+                NOTES.write("from end\\n")
+        """,
+        "run",
+        env={"FERROFLOW_START_METHOD": method},
+    ).ok()
+    assert (folder / "notes.txt").read_text() == "from start\nfrom end\n"

@@ -7,6 +7,8 @@ import pytest
 from harness import Result, finish, start
 
 FLOWS = Path(__file__).parent / "flows"
+# Set in both: the flows tell which variables of ours they see.
+FORK = {"FERROFLOW_START_METHOD": "fork"}
 SPAWN = {"FERROFLOW_START_METHOD": "spawn"}
 
 
@@ -17,7 +19,7 @@ def run(folder: Path, flow: str, *arguments: str, **env: str) -> Result:
 
 
 def both(folder: Path, flow: str, *arguments: str) -> tuple[Result, Result]:
-    forked = run(folder / "forked", flow, *arguments)
+    forked = run(folder / "forked", flow, *arguments, **FORK)
     spawned = run(folder / "spawned", flow, *arguments, **SPAWN)
     return forked, spawned
 

@@ -48,7 +48,8 @@ class TaskRunner:
 
         values, error = _parameters.convert(self.flow_class, given or {}, "tester")
         assert error is None, error
-        _parameters.write(self.flow_class, values, {"root": self.root}, self.flow, "1")
+        store = {"kind": "local", "root": self.root}
+        _parameters.write(self.flow_class, values, store, self.flow, "1")
 
     def reference(self, step: str, *tasks: int, attempt: int = 0) -> dict[str, Any]:
         return {"run": "1", "step": step, "tasks": [[task, task, attempt] for task in tasks]}

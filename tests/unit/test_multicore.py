@@ -106,7 +106,7 @@ def test_an_exception_in_a_call(capfd: pytest.CaptureFixture[str]) -> None:
         parallel_map(fail, range(2), max_parallel=2)
     assert caught.value.headline == "Child failed"
     assert caught.value.message == (
-        "the call of `parallel_map` for item 1 raised an exception; "
+        "Child failed: the call of `parallel_map` for item 1 raised an exception; "
         "its traceback is in the log above"
     )
     assert time.monotonic() - started < 30
@@ -128,7 +128,7 @@ def test_an_exception_in_a_call(capfd: pytest.CaptureFixture[str]) -> None:
 def test_calls_that_end_badly(end, message: str) -> None:
     with pytest.raises(MulticoreException) as caught:
         parallel_map(end, [0])
-    assert caught.value.message == f"the call of `parallel_map` for item 0 {message}"
+    assert caught.value.message == f"Child failed: the call of `parallel_map` for item 0 {message}"
 
 
 def test_out_of_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,8 +267,8 @@ def test_the_fallback_runs_no_user_code(task_runner):
     assert result.outcome["ok"] and not result.outcome["success"]
     assert result.outcome["transition"]["targets"] == ["end"]
     assert result.pack.get("problem").exception == (
-        "step `start` kept failing over 2 attempts without raising an exception; "
-        "the last one: killed by signal 9"
+        "step `start` kept failing over 2 attempts without raising an exception that @catch could "
+        "handle; the last one: killed by signal 9"
     )
 
 

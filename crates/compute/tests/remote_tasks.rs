@@ -332,7 +332,8 @@ async fn a_thousand_tasks_share_listings_and_few_connections() {
     let mut delays: Vec<Duration> =
         lab.events.lines.lock().expect("lock").iter().map(|line| line.3 - started).collect();
     delays.sort();
-    assert!(delays[949] < Duration::from_secs(2), "{:?}", delays[949]);
+    // About a second and a half; the bound is for a machine that compiles at the same time.
+    assert!(delays[949] < Duration::from_secs(5), "{:?}", delays[949]);
     let lists = lab.bucket.lists.load(Ordering::SeqCst) - before;
     assert!(lists <= started.elapsed().as_secs() as usize + 2, "{lists} listings");
     assert!(lab.bucket.most_reading.load(Ordering::SeqCst) <= 12);

@@ -290,8 +290,18 @@ impl Driver {
             _ if message.is_bad() => Tone::Bad,
             _ => Tone::Plain,
         };
+        self.mark_logs(message, at);
         for text in message.text().lines() {
             self.output.send(Item::System { at, task: task.clone(), text: text.to_owned(), tone });
+        }
+    }
+
+    /// That a task was told to stop stands in its logs too. Tasks elsewhere keep theirs themselves.
+    fn mark_logs(&self, message: &Message, at: Millis) {
+        let (Line::KilledByOrchestrator, Some(task)) = (&message.line, &message.task) else { return };
+        let place = self.place(AttemptId { task: task.task, attempt: task.attempt });
+        if let (Some(place), Some(_)) = (place, task.pid) {
+            self.output.send(Item::Mark { place, at, text: message.text() });
         }
     }
 

@@ -22,8 +22,25 @@ const MOST_BACKLOG: usize = 8 << 20;
 
 /// One thing to show or keep.
 pub(crate) enum Item {
-    System { at: Millis, task: Option<TaskLabel>, text: String, tone: Tone },
-    Log { place: LogPlace, task: TaskLabel, stream: Stream, at: Millis, lines: Vec<Vec<u8>> },
+    System {
+        at: Millis,
+        task: Option<TaskLabel>,
+        text: String,
+        tone: Tone,
+    },
+    Log {
+        place: LogPlace,
+        task: TaskLabel,
+        stream: Stream,
+        at: Millis,
+        lines: Vec<Vec<u8>>,
+    },
+    /// A line of ours for both streams of a task's kept logs; it is shown by another item.
+    Mark {
+        place: LogPlace,
+        at: Millis,
+        text: String,
+    },
     CloseLog(LogPlace),
     Notice(String),
     Progress(Progress),
@@ -128,6 +145,11 @@ impl Writer {
             Item::CloseLog(place) => {
                 self.logs.close(&place);
                 self.kept.retain(|(id, _), _| *id != place.id);
+            }
+            Item::Mark { place, at, text } => {
+                let lines = [text.into_bytes()];
+                self.keep(&place, Stream::Stdout, at, &lines);
+                self.keep(&place, Stream::Stderr, at, &lines);
             }
             Item::Log { place, task, stream, at, lines } => {
                 self.keep(&place, stream, at, &lines);

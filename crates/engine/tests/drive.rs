@@ -51,9 +51,11 @@ impl MetadataStore for Memory {
     }
 }
 
+type Lines = Vec<Vec<u8>>;
+
 #[derive(Default)]
 struct Logs {
-    kept: Mutex<BTreeMap<(AttemptId, bool), Vec<Vec<u8>>>>,
+    kept: Mutex<BTreeMap<(AttemptId, bool), Lines>>,
 }
 
 impl LogStore for Logs {

@@ -125,6 +125,6 @@ fn kind_and_text(problem: Problem) -> (&'static str, String) {
         Problem::NoBucket(text) => ("no bucket", text),
         Problem::InvalidRange(text) => ("invalid range", text),
         Problem::DiskFull(text) => ("disk full", text),
-        Problem::Other(text) => ("other", text),
+        Problem::CutOff(text) | Problem::Other(text) => ("other", text),
     }
 }

@@ -19,8 +19,10 @@ use super::{bootstrap, ending, lease, spec};
 
 /// An address must outlast the wait in a queue; when it does not, the layer signs again.
 const SIGNED_FOR: Duration = Duration::from_secs(24 * 3600);
-/// A signature is handed out again until it is this old.
+/// A signature is handed out again until it is this old; to an attempt that comes back, because the
+/// one it had was refused, only while it is new.
 const SIGNATURE_REUSED: Duration = Duration::from_secs(3600);
+const SIGNATURE_NEW: Duration = Duration::from_secs(10);
 
 /// What the parts around a remote layer have decided.
 #[derive(Clone, Debug)]
@@ -118,10 +120,11 @@ impl Remote {
         self.objects.presigned(key, SIGNED_FOR.as_secs(), endpoint).await
     }
 
-    async fn code_address(&self, key: &str, layer: &str) -> Result<String, ObjectError> {
+    async fn code_address(&self, key: &str, layer: &str, comes_back: bool) -> Result<String, ObjectError> {
+        let oldest = if comes_back { SIGNATURE_NEW } else { SIGNATURE_REUSED };
         let mut signatures = self.signatures.lock().await;
         if let Some((at, address)) = signatures.get(layer)
-            && at.elapsed() < SIGNATURE_REUSED
+            && at.elapsed() < oldest
         {
             return Ok(address.clone());
         }
@@ -130,15 +133,10 @@ impl Remote {
         Ok(address)
     }
 
-    /// Forgets signed addresses: a container found one expired.
-    pub async fn sign_again(&self) {
-        self.signatures.lock().await.clear();
-    }
-
     fn store_for(&self, layer: &str) -> StoreLocation {
         let mut store = self.settings.store.clone();
-        // A folder of this machine.
-        store.options.remove("cache");
+        // Folders of this machine.
+        store.options.retain(|name, _| !["cache", "metadata"].contains(&name.as_str()));
         if let Some(endpoint) = self.settings.endpoints.get(layer) {
             store.options.insert("endpoint".to_owned(), endpoint.clone());
         }
@@ -168,11 +166,11 @@ impl Remote {
     async fn make_container(&self, launch: &TaskLaunch, layer: &str) -> Result<RemoteContainer, ObjectError> {
         let code = self.code().await?;
         self.lease.get_or_init(|| self.start_lease()).await;
-        self.remember(launch);
+        let comes_back = self.remember(launch);
         let store = self.store_for(layer);
         let mut environment = self.settings.environment.clone();
         let mut set = |name: &str, value: String| environment.insert(name.to_owned(), value);
-        set("FERROFLOW_CODE_URL", self.code_address(&code.key, layer).await?);
+        set("FERROFLOW_CODE_URL", self.code_address(&code.key, layer, comes_back).await?);
         set("FERROFLOW_CODE_SHA256", code.sha256.clone());
         set("FERROFLOW_FLOW_FILE", self.flow_file());
         set("FERROFLOW_LAYER", layer.to_owned());
@@ -201,8 +199,9 @@ impl Remote {
         lease::Renewal::start(self.keys.lease(), self.settings.lease, self.objects.clone(), self.events.clone()).await
     }
 
-    fn remember(&self, launch: &TaskLaunch) {
-        self.steps().insert(launch.id, launch.spec.step.to_string());
+    /// Whether a container was asked for the attempt before.
+    fn remember(&self, launch: &TaskLaunch) -> bool {
+        self.steps().insert(launch.id, launch.spec.step.to_string()).is_some()
     }
 
     fn steps(&self) -> std::sync::MutexGuard<'_, HashMap<AttemptId, String>> {
@@ -265,7 +264,7 @@ impl RemoteTasks for Remote {
     }
 
     fn drained(&self, id: AttemptId) -> Later<'_, ()> {
-        let step = self.steps().remove(&id);
+        let step = self.step_of(id);
         Box::pin(async move {
             if let Some(step) = step {
                 self.follower.drained(id, step).await;

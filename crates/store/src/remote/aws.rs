@@ -18,7 +18,7 @@ use super::ini::{Sections, parse};
 pub(super) struct Settings {
     pub region: Option<String>,
     pub endpoint: Option<String>,
-    /// A file of certificates to trust beside the system's.
+    /// A file of certificates to trust in place of the system's.
     pub certificates: Option<String>,
     pub credentials: Credentials,
 }
@@ -61,9 +61,7 @@ impl Settings {
                 .or_else(|| environment("AWS_ENDPOINT_URL_S3"))
                 .or_else(|| environment("AWS_ENDPOINT_URL"))
                 .or_else(|| profile.and_then(|profile| files.endpoint(profile))),
-            certificates: environment("AWS_CA_BUNDLE")
-                .or_else(|| environment("SSL_CERT_FILE"))
-                .or_else(|| of_profile("ca_bundle")),
+            certificates: environment("AWS_CA_BUNDLE").or_else(|| of_profile("ca_bundle")),
             credentials: credentials(&files)?,
         })
     }

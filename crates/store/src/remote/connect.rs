@@ -144,15 +144,13 @@ fn connect_s3(remote: &Remote, patience: Patience) -> Result<Client, ObjectError
         .with_bucket_name(&remote.bucket)
         .with_retry(patience.config())
         .with_http_connector(counting(remote))
-        .with_client_options(client_options(settings.certificates.as_deref())?);
+        .with_client_options(client_options(settings.certificates.as_deref(), settings.endpoint.as_deref())?);
     if let Some(region) = &settings.region {
         builder = builder.with_region(region);
     }
     if let Some(endpoint) = &settings.endpoint {
-        builder = builder
-            .with_config(object_store::aws::AmazonS3ConfigKey::S3Endpoint, endpoint)
-            .with_endpoint(endpoint)
-            .with_allow_http(true);
+        builder =
+            builder.with_config(object_store::aws::AmazonS3ConfigKey::S3Endpoint, endpoint).with_endpoint(endpoint);
     }
     if let Some(encryption) = remote.options.get("encryption") {
         let key = "aws_server_side_encryption".parse().map_err(|error| remote.tell(Doing::Write, "", &error))?;
@@ -163,15 +161,14 @@ fn connect_s3(remote: &Remote, patience: Patience) -> Result<Client, ObjectError
 }
 
 fn connect_azure(remote: &Remote, patience: Patience) -> Result<Client, ObjectError> {
+    let given = remote.options.get("endpoint").cloned();
+    let endpoint = given.or_else(|| aws::environment("AZURE_STORAGE_ENDPOINT"));
     let mut builder = MicrosoftAzureBuilder::from_env()
         .with_container_name(&remote.bucket)
         .with_retry(patience.config())
         .with_http_connector(counting(remote))
-        .with_client_options(client_options(aws::environment("SSL_CERT_FILE").as_deref())?);
-    if let Some(endpoint) =
-        remote.options.get("endpoint").cloned().or_else(|| aws::environment("AZURE_STORAGE_ENDPOINT"))
-    {
-        builder = builder.with_allow_http(endpoint.starts_with("http://"));
+        .with_client_options(client_options(None, endpoint.as_deref())?);
+    if let Some(endpoint) = endpoint {
         if let Some(account) = azure_account(&endpoint) {
             builder = builder.with_account(account);
         }
@@ -192,14 +189,14 @@ fn azure_account(endpoint: &str) -> Option<&str> {
 }
 
 fn connect_gs(remote: &Remote, patience: Patience) -> Result<Client, ObjectError> {
+    let given = remote.options.get("endpoint").cloned();
+    let endpoint = given.or_else(|| aws::environment("STORAGE_EMULATOR_HOST"));
     let mut builder = GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(&remote.bucket)
         .with_retry(patience.config())
         .with_http_connector(counting(remote))
-        .with_client_options(client_options(aws::environment("SSL_CERT_FILE").as_deref())?.with_allow_http(true));
-    if let Some(endpoint) =
-        remote.options.get("endpoint").cloned().or_else(|| aws::environment("STORAGE_EMULATOR_HOST"))
-    {
+        .with_client_options(client_options(None, endpoint.as_deref())?);
+    if let Some(endpoint) = endpoint {
         builder = builder.with_base_url(&endpoint);
     }
     finish(remote, builder.build())
@@ -217,24 +214,27 @@ where
     Ok(Client { store: store.clone(), signer: store })
 }
 
-/// No limit on a whole transfer, which may be long; one on silence.
-fn client_options(certificates: Option<&str>) -> Result<ClientOptions, ObjectError> {
+/// No limit on a whole transfer, which may be long; one on silence. `certificates` is a file of those
+/// to trust in place of the system's.
+fn client_options(certificates: Option<&str>, endpoint: Option<&str>) -> Result<ClientOptions, ObjectError> {
     let mut options = ClientOptions::new()
         .with_timeout_disabled()
         .with_read_timeout(Duration::from_secs(60))
         .with_connect_timeout(Duration::from_secs(10))
         .with_pool_max_idle_per_host(64);
+    if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
+        // Reading the system's certificates takes longer than a small request.
+        return Ok(options.with_allow_http(true).with_no_system_certificates(true));
+    }
     let Some(file) = certificates else { return Ok(options) };
     let bad = |reason: String| {
-        ObjectError::Denied(format!(
-            "cannot use the certificates in `{file}` (AWS_CA_BUNDLE or SSL_CERT_FILE): {reason}"
-        ))
+        ObjectError::Denied(format!("cannot use the certificates in `{file}` (AWS_CA_BUNDLE): {reason}"))
     };
     let text = std::fs::read(file).map_err(|error| bad(error.to_string()))?;
     for certificate in Certificate::from_pem_bundle(&text).map_err(|error| bad(error.to_string()))? {
         options = options.with_root_certificate(certificate);
     }
-    Ok(options)
+    Ok(options.with_no_system_certificates(true))
 }
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ pub enum Problem {
     NoBucket(String),
     InvalidRange(String),
     DiskFull(String),
+    /// The connection broke on the way; another try may succeed.
+    CutOff(String),
     Other(String),
 }
 
@@ -113,16 +115,7 @@ impl S3 {
         self.all(
             downloads,
             |download| &download.from.bucket,
-            async |remote, client, download| {
-                let mut tries = 0;
-                loop {
-                    match download_one(remote, client, download).await {
-                        Err(Problem::Other(text)) if tries + 1 >= TRIES => return Err(Problem::Other(text)),
-                        Err(Problem::Other(_)) => tries += 1,
-                        done => return done,
-                    }
-                }
-            },
+            async |remote, client, download| download_one(remote, client, download).await,
         )
     }
 
@@ -179,7 +172,13 @@ impl S3 {
             let (buckets, work, bucket) = (&buckets, &work, &bucket);
             let each = |item: &'a Item| async move {
                 let (remote, client) = &buckets.clients[bucket(item)];
-                work(remote, client, item).await
+                let mut tries = 1;
+                loop {
+                    match work(remote, client, item).await {
+                        Err(Problem::CutOff(_)) if tries < TRIES => tries += 1,
+                        done => return done,
+                    }
+                }
             };
             Ok(stream::iter(items.iter().map(each)).buffered(AT_ONCE).collect().await)
         })
@@ -218,7 +217,8 @@ fn problem(remote: &Remote, doing: Doing, key: &str, error: &object_store::Error
         ObjectError::NotFound(text) if text.contains(no_bucket) => Problem::NoBucket(text),
         ObjectError::NotFound(text) => Problem::Missing(text),
         ObjectError::Unavailable(text) if text.contains("the server answered 416") => Problem::InvalidRange(text),
-        ObjectError::Unavailable(text) => Problem::Other(text),
+        ObjectError::Unavailable(text) if text.contains("the server answered") => Problem::Other(text),
+        ObjectError::Unavailable(text) => Problem::CutOff(text),
     }
 }
 

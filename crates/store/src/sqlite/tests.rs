@@ -288,3 +288,21 @@ fn a_task_takes_little_room() {
     assert!(size < 100_000 * 120, "{} bytes per task", size / 100_000);
     assert_eq!(store.tasks("F", &run).expect("tasks").len(), 100_000);
 }
+
+#[test]
+fn a_database_of_the_first_version_is_brought_up_to_date() {
+    let root = tempfile::tempdir().expect("folder");
+    let store = SqliteMetadata::open(root.path()).expect("open");
+    let old = store.create_run(&new_run("F")).expect("run");
+    drop(store);
+    let database = Connection::open(root.path().join(DATABASE)).expect("database");
+    database.execute_batch("ALTER TABLE runs DROP COLUMN store; PRAGMA user_version = 1").expect("as it was");
+    drop(database);
+    let store = SqliteMetadata::open(root.path()).expect("open again");
+    assert_eq!(store.run("F", &old).expect("the old run").store, None);
+    let mut remote = new_run("F");
+    let options = [("scope".to_owned(), "x".to_owned())].into();
+    remote.store = Some(ferroflow_core::task::StoreLocation { kind: "s3".into(), root: "s3://b".into(), options });
+    let id = store.create_run(&remote).expect("run");
+    assert_eq!(store.run("F", &id).expect("the new run").store, remote.store);
+}

@@ -1,0 +1,362 @@
+"""Local runs that keep their artifacts in a bucket, and the S3 client, on real stores: SeaweedFS,
+azurite and a Google Cloud Storage emulator, which `tests/clusters/cluster` starts."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import REPOSITORY, Result, client, nothing_left, run_flow, run_python, write_flow
+from store_proxy import proxy
+
+pytestmark = pytest.mark.cluster
+CLUSTER = str(REPOSITORY / "tests/clusters/cluster")
+BUCKET = "ferroflow-e2e"
+Parts = Callable[[str], dict[str, str]]
+
+FLOW = """
+import os
+from metaflow import FlowSpec, Parameter, step
+
+class StoreFlow(FlowSpec):
+    alpha = Parameter("alpha", default=3)
+
+    @step
+    def start(self):
+        self.items = [1, 2, 3]
+        self.large = bytes(range(256)) * 4000
+        self.random = os.urandom(300_000)
+        print("hello from start")
+        self.next(self.work, foreach="items")
+
+    @step
+    def work(self):
+        self.double = self.input * 2
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.total = sum(each.double for each in inputs)
+        self.merge_artifacts(inputs, include=["large", "random"])
+        self.next(self.end)
+
+    @step
+    def end(self):
+        if os.environ.get("FAIL"):
+            raise ValueError("not yet")
+        print("total", self.total, "alpha", self.alpha, len(self.large), len(self.random))
+"""
+
+SMALL = """
+class SmallFlow(FlowSpec):
+    @step
+    def start(self):
+        self.items = list(range(10))
+        self.next(self.work, foreach="items")
+
+    @step
+    def work(self):
+        self.x = self.input
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.total = sum(each.x for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def only_if_asked_for(request: pytest.FixtureRequest) -> None:
+    """Starting real programs takes a while: `pytest -m cluster`, or this file by name."""
+    words = request.config.invocation_params.args
+    by_mark = "cluster" in str(request.config.getoption("markexpr"))
+    if not by_mark and not any("test_object_store" in word for word in words):
+        pytest.skip("needs real stores: run it with -m cluster")
+
+
+@pytest.fixture(scope="session")
+def parts() -> Parts:
+    """Starts a store unless it runs and gives its variables."""
+    started: dict[str, dict[str, str]] = {}
+
+    def start(name: str) -> dict[str, str]:
+        if name not in started:
+            subprocess.run([CLUSTER, "up", name], check=True, timeout=1800)
+            command = [CLUSTER, "env", name]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            words = [shlex.split(line)[1] for line in text.splitlines()]
+            started[name] = dict(word.split("=", 1) for word in words)
+        return started[name]
+
+    return start
+
+
+@pytest.fixture
+def s3(parts: Parts, folder: Path) -> dict[str, str]:
+    """The environment of a user whose datastore is on S3, below a prefix of the test's own."""
+    variables = {k: v for k, v in parts("s3").items() if k.startswith("AWS_")}
+    make(f"{variables['AWS_ENDPOINT_URL_S3']}/{BUCKET}", {})
+    return {
+        **variables,
+        "METAFLOW_DEFAULT_DATASTORE": "s3",
+        "METAFLOW_DATASTORE_SYSROOT_S3": f"s3://{BUCKET}/{uuid.uuid4().hex}",
+        "TMPDIR": str(made(folder / "tmp")),
+    }
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def make(url: str, headers: dict[str, str], data: bytes = b"", method: str = "PUT") -> None:
+    """Makes a bucket unless it is there."""
+    request = urllib.request.Request(url, data, headers, method=method)
+    try:
+        urllib.request.urlopen(request).close()
+    except urllib.error.HTTPError as error:
+        if error.code != 409:
+            raise
+
+
+def forget_copies(env: dict[str, str]) -> None:
+    """Like another machine: nothing that was fetched or written is here."""
+    subprocess.run(["rm", "-rf", env["TMPDIR"]], check=True)
+    Path(env["TMPDIR"]).mkdir()
+
+
+def whole_round(folder: Path, env: dict[str, str]) -> None:
+    """Runs, fails, resumes, and reads everything back as another machine would."""
+    first = run_flow(folder, FLOW, "run", env={**env, "FAIL": "1"}).exited(1)
+    assert first.run_id == "1"
+    forget_copies(env)
+    flow = folder / "flow.py"
+    resumed = run_flow(folder, flow, "resume", env=env).ok()
+    assert "total 12 alpha 3 1024000 300000" in resumed.stdout
+    forget_copies(env)
+    assert "hello from start" in run_flow(folder, flow, "logs", "2/start", env=env).ok().stdout
+    dumped = run_flow(folder, flow, "dump", "2/join", env=env).ok().stdout
+    assert "total [size: 2 type: <class 'int'>] = 12" in dumped
+    shown = client(
+        folder,
+        """
+        run = Run("StoreFlow/2")
+        print(run.data.total, run["start"].task.stdout.strip(), len(run.data.random))
+        print(run["end"].task.metadata_dict["ds-type"])
+        """,
+        env=env,
+    )
+    assert shown == ["12 hello from start 300000", env["METAFLOW_DEFAULT_DATASTORE"]]
+    nothing_left(folder)
+
+
+def test_a_run_on_s3(folder: Path, s3: dict[str, str]) -> None:
+    whole_round(folder, s3)
+    names = {each.name for each in (folder / ".metaflow").rglob("*") if each.is_file()}
+    assert not any(name.endswith((".pack", ".log")) for name in names), names
+
+
+def test_a_run_on_azure(folder: Path, parts: Parts) -> None:
+    variables = parts("azure")
+    container = f"e2e{uuid.uuid4().hex[:12]}"
+    script = (
+        "import os, sys\n"
+        "from azure.storage.blob import BlobServiceClient\n"
+        "url = os.environ['AZURE_STORAGE_ENDPOINT']\n"
+        "key = os.environ['AZURE_STORAGE_ACCOUNT_KEY']\n"
+        "BlobServiceClient(url, credential=key).create_container(sys.argv[1])\n"
+    )
+    made_by = run_python_of_clusters(script, container, env=variables)
+    assert made_by.returncode == 0, made_by.stderr
+    env = {
+        **variables,
+        "METAFLOW_DEFAULT_DATASTORE": "azure",
+        "METAFLOW_DATASTORE_SYSROOT_AZURE": f"{container}/root",
+        "TMPDIR": str(made(folder / "tmp")),
+    }
+    whole_round(folder, env)
+
+
+def test_a_run_on_google_cloud(folder: Path, parts: Parts) -> None:
+    variables = parts("gcs")
+    bucket = f"e2e{uuid.uuid4().hex[:12]}"
+    make(
+        f"{variables['STORAGE_EMULATOR_HOST']}/storage/v1/b?project=test",
+        {"Content-Type": "application/json"},
+        f'{{"name": "{bucket}"}}'.encode(),
+        "POST",
+    )
+    env = {
+        **variables,
+        "METAFLOW_DEFAULT_DATASTORE": "gs",
+        "METAFLOW_DATASTORE_SYSROOT_GS": f"gs://{bucket}/root",
+        "TMPDIR": str(made(folder / "tmp")),
+    }
+    whole_round(folder, env)
+
+
+def run_python_of_clusters(
+    script: str, *arguments: str, env: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [CLUSTER, "python", "-c", script, *arguments],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- requests and faults ------------------------------------------------------------------------
+
+
+def test_a_small_task_takes_at_most_three_requests(folder: Path, s3: dict[str, str]) -> None:
+    with proxy(s3["AWS_ENDPOINT_URL_S3"]) as door:
+        env = {**s3, "AWS_ENDPOINT_URL_S3": door.url}
+        run_flow(folder, SMALL, "run", env=env).ok()
+        # 13 tasks and the parameters write a pack each; what they read was written here.
+        assert door.count("PUT", ".pack") == 14, door.requests
+        assert len(door.requests) == 15, "and one question before the run starts"
+        door.requests.clear()
+        forget_copies(env)
+        code = "from metaflow import Run, namespace\nnamespace(None)\n"
+        code += "assert Run('SmallFlow/1')['join'].task.data.total == 45"
+        run_python(folder, code, env=env).ok()
+        assert len(door.requests) == 1, door.requests
+
+
+@pytest.mark.parametrize("fault", ["refuse_first", "cut_first"])
+def test_what_passes_is_tried_again(folder: Path, s3: dict[str, str], fault: str) -> None:
+    with proxy(s3["AWS_ENDPOINT_URL_S3"]) as door:
+        setattr(door, fault, 2)
+        whole_round(folder, {**s3, "AWS_ENDPOINT_URL_S3": door.url})
+
+
+def test_a_slow_store_only_takes_longer(folder: Path, s3: dict[str, str]) -> None:
+    with proxy(s3["AWS_ENDPOINT_URL_S3"]) as door:
+        door.delay = 0.3
+        whole_round(folder, {**s3, "AWS_ENDPOINT_URL_S3": door.url})
+
+
+def said(result: Result) -> str:
+    """The error of a command that failed before a run began."""
+    result.exited(1)
+    assert "run-id" not in result.stdout
+    return " ".join(result.stderr.split("Data store error:")[1].split())
+
+
+def test_what_is_wrong_is_said_before_a_run_begins(
+    folder: Path, parts: Parts, s3: dict[str, str]
+) -> None:
+    flow = write_flow(folder, SMALL)
+    signed = {**s3, "AWS_ENDPOINT_URL_S3": parts("s3")["FERROFLOW_TEST_S3_SIGNED"]}
+    reader = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret"}
+    text = said(run_flow(folder, flow, "run", env={**signed, **reader}))
+    assert "access denied (AccessDenied: Access Denied)" in text
+    assert f"allow s3:PutObject on the bucket `{BUCKET}`" in text
+    wrong = {**reader, "AWS_SECRET_ACCESS_KEY": "wrong"}
+    assert "SignatureDoesNotMatch" in said(run_flow(folder, flow, "run", env={**signed, **wrong}))
+    nobody = {k: v for k, v in s3.items() if k != "AWS_ACCESS_KEY_ID"}
+    nobody["AWS_EC2_METADATA_DISABLED"] = "true"
+    assert said(run_flow(folder, flow, "run", env=nobody)).startswith(
+        "no AWS credentials were found: not in the environment (AWS_ACCESS_KEY_ID)"
+    )
+    nowhere = {k: v for k, v in s3.items() if k != "METAFLOW_DATASTORE_SYSROOT_S3"}
+    assert said(run_flow(folder, flow, "run", env=nowhere)) == (
+        "could not find the location of the datastore: set METAFLOW_DATASTORE_SYSROOT_S3, or give "
+        "--datastore-root"
+    )
+    assert "write it as `s3://bucket/path`" in said(
+        run_flow(folder, flow, "--datastore-root", "/tmp/x", "run", env=s3)
+    )
+    assert not list((folder / ".metaflow").glob("SmallFlow/latest_run"))
+
+
+def test_credentials_of_a_profile(folder: Path, parts: Parts, s3: dict[str, str]) -> None:
+    """The signed door refuses whatever is not signed with the keys in the profile."""
+    env = {k: v for k, v in s3.items() if k not in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    made(folder / ".aws")
+    (folder / ".aws/config").write_text(
+        "[profile work]\nregion = us-east-1\nsource_profile = keys\n"
+        "credential_process = echo "
+        '\'{"Version": 1, "AccessKeyId": "writer", "SecretAccessKey": "writer-secret"}\'\n'
+    )
+    (folder / ".aws/credentials").write_text(
+        "[keys]\naws_access_key_id = writer\naws_secret_access_key = writer-secret\n"
+    )
+    env["AWS_ENDPOINT_URL_S3"] = parts("s3")["FERROFLOW_TEST_S3_SIGNED"]
+    for profile in ("keys", "work"):
+        run_flow(folder, SMALL, "run", env={**env, "AWS_PROFILE": profile}).ok()
+    missing = run_flow(folder, folder / "flow.py", "run", env={**env, "AWS_PROFILE": "none"})
+    assert "there is no AWS profile `none` (AWS_PROFILE)" in said(missing)
+
+
+def test_two_folders_share_a_bucket(folder: Path, s3: dict[str, str]) -> None:
+    """Both have a run 1; neither sees the other's data."""
+    for name in ("one", "two"):
+        source = SMALL.replace("range(10)", "range(3)" if name == "one" else "range(4)")
+        run_flow(made(folder / name), source, "run", env=s3).ok()
+    code = "print(Run('SmallFlow/1')['join'].task.data.total)"
+    for name, total in (("one", "3"), ("two", "6")):
+        assert client(folder / name, code, env={**s3, "HOME": str(folder)}) == [total]
+
+
+def test_a_run_is_resumed_where_its_data_is(folder: Path, s3: dict[str, str]) -> None:
+    run_flow(folder, FLOW, "run", env={**s3, "FAIL": "1"}).exited(1)
+    refused = run_flow(folder, folder / "flow.py", "--datastore", "local", "resume", env=s3)
+    refused.exited(1)
+    assert "run 1 keeps its data in another datastore: resume it with --datastore s3" in (
+        " ".join(refused.stderr.split())
+    )
+
+
+# --- the S3 client ------------------------------------------------------------------------------
+
+
+def test_the_s3_client(folder: Path, s3: dict[str, str]) -> None:
+    script = (Path(__file__).parent / "flows/s3_client.py").read_text()
+    root = s3["METAFLOW_DATASTORE_SYSROOT_S3"]
+    assert run_python(folder, script, root, env=s3).ok().stdout == "all well\n"
+    assert not list(folder.glob("metaflow.s3.*")), "downloads go with the client"
+
+
+def test_the_s3_client_survives_faults(folder: Path, s3: dict[str, str]) -> None:
+    script = (Path(__file__).parent / "flows/s3_client.py").read_text()
+    with proxy(s3["AWS_ENDPOINT_URL_S3"]) as door:
+        door.refuse_first = door.cut_first = 1
+        env = {**s3, "AWS_ENDPOINT_URL_S3": door.url}
+        root = s3["METAFLOW_DATASTORE_SYSROOT_S3"]
+        assert run_python(folder, script, root, env=env).ok().stdout == "all well\n"
+
+
+def test_s3_of_a_run(folder: Path, s3: dict[str, str]) -> None:
+    source = """
+    class OwnFlow(FlowSpec):
+        @step
+        def start(self):
+            with S3(run=self) as s3:
+                self.url = s3.put("x", "hello")
+            self.next(self.end)
+
+        @step
+        def end(self):
+            with S3(run=self) as s3:
+                print("got", s3.get("x").text)
+    """
+    result = run_flow(folder, source, "run", env=s3).ok()
+    assert "got hello" in result.stdout
+    url = client(folder, "print(Run('OwnFlow/1').data.url)", env=s3)
+    assert url == [f"{s3['METAFLOW_DATASTORE_SYSROOT_S3']}/data/OwnFlow/1/x"]
