@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 PYTHON_FILES := build_backend.py python tests benches examples
 # The extension is tested from Python: cargo cannot link a test program of it without libpython.
 WORKSPACE := --workspace --exclude ferroflow-python
+# Tests against real S3, Azure and Google Cloud stores, which they start on this machine.
+STORES := tests/e2e/test_object_store.py
 
 .PHONY: help demo build develop extension engine test test-rust test-python lint fmt bench clean
 
@@ -56,13 +58,13 @@ $(VENV)/develop.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 test: develop ## Run every test; the last line counts them
-	@tests/summary $(BIN)/python "cargo $(WORKSPACE)" "pytest tests"
+	@tests/summary $(BIN)/python "cargo $(WORKSPACE)" "pytest tests --ignore=$(STORES)" "pytest $(STORES) -n 2"
 
 test-rust: ## Run the Rust tests
 	@tests/summary "" "cargo $(WORKSPACE)"
 
 test-python: develop ## Run the Python tests, end to end ones included
-	@tests/summary $(BIN)/python "pytest tests"
+	@tests/summary $(BIN)/python "pytest tests --ignore=$(STORES)" "pytest $(STORES) -n 2"
 
 lint: develop ## Check formatting, clippy, ruff and mypy
 	cargo fmt --all --check
