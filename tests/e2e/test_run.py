@@ -61,7 +61,7 @@ def test_linear_run_prints_these_lines(folder: Path) -> None:
         "Metaflow VERSION executing LinearFlow for user:tester\n"
         "Validating your flow...\n"
         "    The graph looks good!\n"
-        "Creating local datastore in current directory (DIR/.metaflow)\n"
+        "Runs are kept in a new local datastore: DIR/.metaflow\n"
     )
     assert (folder / ".metaflow/LinearFlow/latest_run").read_text() == "1"
 

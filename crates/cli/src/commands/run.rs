@@ -91,7 +91,7 @@ fn line_now(line: &Line) -> String {
 
 fn open_for_writing(context: &Context) -> Result<SqliteMetadata, Failure> {
     if context.root_is_new {
-        context.say(&format!("Creating local datastore in current directory ({})", context.root.display()));
+        context.say(&format!("Runs are kept in a new local datastore: {}", context.root.display()));
     }
     std::fs::create_dir_all(&context.root).map_err(|error| {
         Failure::new("Data store error", format!("cannot create the datastore `{}`: {error}", context.root.display()))
