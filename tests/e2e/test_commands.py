@@ -189,9 +189,9 @@ def test_commands_of_later_versions_say_so(folder: Path, command: str) -> None:
     assert "not in this version" in result.stderr
 
 
-def test_with_a_later_layer_says_so(folder: Path) -> None:
+def test_with_kubernetes_and_a_local_datastore_says_what_to_give(folder: Path) -> None:
     result = run_flow(folder, FLOW, "run", "--with", "kubernetes").exited(1)
-    assert "not in this version" in result.stderr
+    assert "requires --datastore=s3, azure or gs" in result.stderr
     assert "Workflow starting" not in result.stdout
 
 

@@ -3,22 +3,16 @@ azurite and a Google Cloud Storage emulator, which `tests/clusters/cluster` star
 
 from __future__ import annotations
 
-import shlex
 import subprocess
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, Result, client, nothing_left, run_flow, run_python, write_flow
+from harness import Result, client, nothing_left, run_flow, run_python, write_flow
+from parts import BUCKET, CLUSTERS, part, put, s3_environment
 from store_proxy import proxy
 
 pytestmark = pytest.mark.cluster
-CLUSTER = str(REPOSITORY / "tests/clusters/cluster")
-BUCKET = "ferroflow-e2e"
-Parts = Callable[[str], dict[str, str]]
 
 FLOW = """
 import os
@@ -85,49 +79,14 @@ def only_if_asked_for(request: pytest.FixtureRequest) -> None:
         pytest.skip("needs real stores: run it with -m cluster")
 
 
-@pytest.fixture(scope="session")
-def parts() -> Parts:
-    """Starts a store unless it runs and gives its variables."""
-    started: dict[str, dict[str, str]] = {}
-
-    def start(name: str) -> dict[str, str]:
-        if name not in started:
-            subprocess.run([CLUSTER, "up", name], check=True, timeout=1800)
-            command = [CLUSTER, "env", name]
-            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            words = [shlex.split(line)[1] for line in text.splitlines()]
-            started[name] = dict(word.split("=", 1) for word in words)
-        return started[name]
-
-    return start
-
-
 @pytest.fixture
-def s3(parts: Parts, folder: Path) -> dict[str, str]:
-    """The environment of a user whose datastore is on S3, below a prefix of the test's own."""
-    variables = {k: v for k, v in parts("s3").items() if k.startswith("AWS_")}
-    make(f"{variables['AWS_ENDPOINT_URL_S3']}/{BUCKET}", {})
-    return {
-        **variables,
-        "METAFLOW_DEFAULT_DATASTORE": "s3",
-        "METAFLOW_DATASTORE_SYSROOT_S3": f"s3://{BUCKET}/{uuid.uuid4().hex}",
-        "TMPDIR": str(made(folder / "tmp")),
-    }
+def s3(folder: Path) -> dict[str, str]:
+    return s3_environment(folder)
 
 
 def made(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     return folder
-
-
-def make(url: str, headers: dict[str, str], data: bytes = b"", method: str = "PUT") -> None:
-    """Makes a bucket unless it is there."""
-    request = urllib.request.Request(url, data, headers, method=method)
-    try:
-        urllib.request.urlopen(request).close()
-    except urllib.error.HTTPError as error:
-        if error.code != 409:
-            raise
 
 
 def forget_copies(env: dict[str, str]) -> None:
@@ -167,8 +126,8 @@ def test_a_run_on_s3(folder: Path, s3: dict[str, str]) -> None:
     assert not any(name.endswith((".pack", ".log")) for name in names), names
 
 
-def test_a_run_on_azure(folder: Path, parts: Parts) -> None:
-    variables = parts("azure")
+def test_a_run_on_azure(folder: Path) -> None:
+    variables = part("azure")
     container = f"e2e{uuid.uuid4().hex[:12]}"
     script = (
         "import os, sys\n"
@@ -188,10 +147,10 @@ def test_a_run_on_azure(folder: Path, parts: Parts) -> None:
     whole_round(folder, env)
 
 
-def test_a_run_on_google_cloud(folder: Path, parts: Parts) -> None:
-    variables = parts("gcs")
+def test_a_run_on_google_cloud(folder: Path) -> None:
+    variables = part("gcs")
     bucket = f"e2e{uuid.uuid4().hex[:12]}"
-    make(
+    put(
         f"{variables['STORAGE_EMULATOR_HOST']}/storage/v1/b?project=test",
         {"Content-Type": "application/json"},
         f'{{"name": "{bucket}"}}'.encode(),
@@ -212,7 +171,7 @@ def run_python_of_clusters(
     import os
 
     return subprocess.run(
-        [CLUSTER, "python", "-c", script, *arguments],
+        [str(CLUSTERS / "cluster"), "python", "-c", script, *arguments],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
@@ -258,11 +217,9 @@ def said(result: Result) -> str:
     return " ".join(result.stderr.split("Data store error:")[1].split())
 
 
-def test_what_is_wrong_is_said_before_a_run_begins(
-    folder: Path, parts: Parts, s3: dict[str, str]
-) -> None:
+def test_what_is_wrong_is_said_before_a_run_begins(folder: Path, s3: dict[str, str]) -> None:
     flow = write_flow(folder, SMALL)
-    signed = {**s3, "AWS_ENDPOINT_URL_S3": parts("s3")["FERROFLOW_TEST_S3_SIGNED"]}
+    signed = {**s3, "AWS_ENDPOINT_URL_S3": part("s3")["FERROFLOW_TEST_S3_SIGNED"]}
     reader = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret"}
     text = said(run_flow(folder, flow, "run", env={**signed, **reader}))
     assert "access denied (AccessDenied: Access Denied)" in text
@@ -285,7 +242,7 @@ def test_what_is_wrong_is_said_before_a_run_begins(
     assert not list((folder / ".metaflow").glob("SmallFlow/latest_run"))
 
 
-def test_credentials_of_a_profile(folder: Path, parts: Parts, s3: dict[str, str]) -> None:
+def test_credentials_of_a_profile(folder: Path, s3: dict[str, str]) -> None:
     """The signed door refuses whatever is not signed with the keys in the profile."""
     env = {k: v for k, v in s3.items() if k not in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     made(folder / ".aws")
@@ -297,7 +254,7 @@ def test_credentials_of_a_profile(folder: Path, parts: Parts, s3: dict[str, str]
     (folder / ".aws/credentials").write_text(
         "[keys]\naws_access_key_id = writer\naws_secret_access_key = writer-secret\n"
     )
-    env["AWS_ENDPOINT_URL_S3"] = parts("s3")["FERROFLOW_TEST_S3_SIGNED"]
+    env["AWS_ENDPOINT_URL_S3"] = part("s3")["FERROFLOW_TEST_S3_SIGNED"]
     for profile in ("keys", "work"):
         run_flow(folder, SMALL, "run", env={**env, "AWS_PROFILE": profile}).ok()
     missing = run_flow(folder, folder / "flow.py", "run", env={**env, "AWS_PROFILE": "none"})

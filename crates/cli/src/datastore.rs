@@ -121,7 +121,7 @@ pub fn check(location: &StoreLocation, flow: &str) -> Result<(), Failure> {
 }
 
 /// A name for the metadata in this root that no other has.
-fn scope(root: &Path) -> Result<String, Failure> {
+pub fn scope(root: &Path) -> Result<String, Failure> {
     let path = root.join(SCOPE_FILE);
     let problem =
         |error: std::io::Error| Failure::new("Data store error", format!("cannot use `{}`: {error}", path.display()));

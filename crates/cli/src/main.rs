@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod context;
 mod datastore;
+mod layers;
 mod remote;
 mod report;
 mod terminal;

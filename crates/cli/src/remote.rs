@@ -58,7 +58,6 @@ fn info(context: &Context) -> Map<String, Value> {
 }
 
 /// For `compute::remote::Remote`. `store` is the run's datastore as this machine reaches it.
-#[allow(dead_code, reason = "used where remote layers are joined")]
 pub fn settings(context: &Context, run: &RunId, store: &StoreLocation) -> Result<RemoteSettings, Failure> {
     Ok(RemoteSettings {
         flow: context.flow.name.clone(),

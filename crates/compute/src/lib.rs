@@ -5,7 +5,9 @@
 pub mod admission;
 pub mod conformance;
 pub mod frontend;
+pub mod kubernetes;
 pub mod local;
 pub mod processes;
 pub mod remote;
 pub mod resources;
+pub mod routing;

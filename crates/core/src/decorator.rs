@@ -3,6 +3,7 @@
 //! does inside a task is the front end's work.
 
 mod check;
+pub mod kubernetes;
 mod with;
 
 use std::collections::BTreeMap;
@@ -49,6 +50,15 @@ pub struct AttributeSpec {
     pub value_type: &'static str,
     pub default: &'static str,
     pub doc: &'static str,
+    /// Configuration that holds while the attribute is not given or equals its default.
+    pub configured: Option<&'static str>,
+}
+
+impl AttributeSpec {
+    const fn configured(mut self, variable: &'static str) -> Self {
+        self.configured = Some(variable);
+        self
+    }
 }
 
 #[derive(Debug)]
@@ -67,7 +77,7 @@ const fn attribute(
     default: &'static str,
     doc: &'static str,
 ) -> AttributeSpec {
-    AttributeSpec { name, value_type, default, doc }
+    AttributeSpec { name, value_type, default, doc, configured: None }
 }
 
 const fn now(name: &'static str, doc: &'static str, attributes: &'static [AttributeSpec]) -> DecoratorSpec {
@@ -117,12 +127,7 @@ pub static DECORATORS: &[DecoratorSpec] = &[
         "Set environment variables for the step.",
         &[attribute("vars", "dict", "{}", "Variables and their values; values become text.")],
     ),
-    later(
-        "kubernetes",
-        Step,
-        "Run the step on Kubernetes.",
-        "Kubernetes arrives in the next version; remove it to run the step on this machine",
-    ),
+    now("kubernetes", "Run the step on Kubernetes, as a Job of its own.", kubernetes::ATTRIBUTES),
     later(
         "parallel",
         Step,
@@ -236,6 +241,10 @@ pub struct StepPolicy {
     /// `@environment`, values as text.
     pub environment: BTreeMap<String, String>,
     pub catches: bool,
+    /// Compute layer that a decorator asks for; `None` is this machine.
+    pub layer: Option<&'static str>,
+    /// `@retry(minutes_between_retries=…)`; for steps of remote layers.
+    pub minutes_between_retries: f64,
 }
 
 impl StepPolicy {
@@ -255,7 +264,11 @@ impl StepPolicy {
 
     fn add(&mut self, name: &str, attributes: Map<String, Value>) {
         match name {
-            "retry" => self.user_retries = number(&attributes["times"]).unwrap_or(0.0) as u32,
+            "retry" => {
+                self.user_retries = number(&attributes["times"]).unwrap_or(0.0) as u32;
+                self.minutes_between_retries = number(&attributes["minutes_between_retries"]).unwrap_or(0.0);
+            }
+            "kubernetes" => self.layer = Some("kubernetes"),
             "catch" => self.catches = true,
             "timeout" => self.time_limit = Some(duration(&attributes)),
             "environment" => self.environment = variables(&attributes["vars"]),

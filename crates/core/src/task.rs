@@ -228,6 +228,8 @@ pub enum CauseKind {
     SpotReclaimed,
     Image,
     Unschedulable,
+    /// The layer does not take the task (permission, quota, an impossible request): no retry helps.
+    Refused,
     LayerError,
     Cancelled,
     EngineLost,

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use ferroflow_compute::local::{LocalLayer, LocalSettings};
 use ferroflow_core::graph::Graph;
 use ferroflow_core::id::{RunId, StepName};
 use ferroflow_core::metadata::{NewRun, RunState};
-use ferroflow_core::port::MetadataStore;
+use ferroflow_core::port::{EventSink, MetadataStore};
 use ferroflow_core::run::{Line, ResumePlan, Run, RunEnd, RunSettings};
 use ferroflow_core::task::StoreLocation;
 use ferroflow_core::wire::Request;
@@ -22,6 +21,7 @@ use crate::arguments::{ResumeOptions, RunOptions};
 use crate::checks;
 use crate::context::{Context, latest_run_file};
 use crate::datastore;
+use crate::layers::{self, Plan, Registered};
 use crate::report::Failure;
 use crate::terminal;
 
@@ -31,6 +31,7 @@ pub async fn run(context: &Context, options: RunOptions, given: BTreeMap<String,
     let user = context.config.user.clone();
     context.ask(Request::Convert { id: 0, given, user }).await?;
     let graph = checks::graph_to_run(context, &options.with)?;
+    let layers = layers::plan(context, &graph).await?;
     let metadata = open_for_writing(context)?;
     let store = datastore::for_new_runs(&context.config, &context.top, &context.root)?;
     datastore::check(&store, &context.flow.name)?;
@@ -49,7 +50,7 @@ pub async fn run(context: &Context, options: RunOptions, given: BTreeMap<String,
         give_up(context, &metadata, &run, &failure);
         return Err(failure);
     }
-    start(context, &options, graph, metadata, run, (store, None)).await
+    start(context, &options, graph, metadata, run, (store, layers, None)).await
 }
 
 /// `resume`: nothing is left behind when it cannot start (difference 9).
@@ -61,6 +62,7 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
         ));
     };
     let graph = checks::graph_to_run(context, &options.with)?;
+    let layers = layers::plan(context, &graph).await?;
     let rerun_from = resume.step.map(StepName::from);
     let not_found = |text: String| {
         Failure::invalid_command(format!("Resume could not find run id {origin} of {}: {text}", context.flow.name))
@@ -81,7 +83,7 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
     datastore::check(&store, &context.flow.name)?;
     let run = create_run(context, &metadata, &graph, &options, Some(origin), &store)?;
     write_run_files(context, &options, &run)?;
-    start(context, &options, graph, metadata, run, (store, Some(plan))).await
+    start(context, &options, graph, metadata, run, (store, layers, Some(plan))).await
 }
 
 fn line_now(line: &Line) -> String {
@@ -175,13 +177,12 @@ async fn start(
     graph: Graph,
     metadata: SqliteMetadata,
     run: RunId,
-    (store, plan): (StoreLocation, Option<ResumePlan>),
+    (store, layers, plan): (StoreLocation, Plan, Option<ResumePlan>),
 ) -> Result<u8, Failure> {
     let (mailbox, letters) = Mailbox::new();
-    let environments = graph.steps.iter().map(|step| (step.name.clone(), step.policy.environment.clone())).collect();
-    let settings =
-        LocalSettings { spawn: context.config.spawn, learn_imports: context.config.learn_imports, environments };
-    let layer = Arc::new(LocalLayer::new(context.front_end.clone(), settings, mailbox));
+    let created_at = metadata.run(&context.flow.name, &run)?.created_at;
+    let events: Arc<dyn EventSink> = mailbox;
+    let layer = layers.layer(context, &graph, &Registered { run: &run, created_at, store: &store }, &events)?;
     let machine = Run::new(Arc::new(graph), run_settings(context, options, &run, store.clone()), plan)
         .map_err(|text| Failure::new("Internal error", text))?;
     let parts = Parts {

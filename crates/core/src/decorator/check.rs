@@ -1,8 +1,11 @@
 //! Checks decorators of a flow against the registry: names, attributes, values. Findings are
 //! sentences with the place in the user's source.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
+use super::kubernetes::{KubernetesOptions, SHORTEST_TIME_LIMIT};
 use super::{Availability, DecoratorKind, DecoratorSpec, MAX_RETRY_TIMES, find, names, number};
 use crate::diagnostic::Diagnostic;
 use crate::ir::{Decorator, Flow, Step, Transition};
@@ -127,6 +130,7 @@ fn wrong_value(spec: &DecoratorSpec, place: &Place) -> Option<Diagnostic> {
         "timeout" => wrong_timeout(place),
         "environment" => wrong_environment(place),
         "resources" => wrong_resources(place),
+        "kubernetes" => wrong_kubernetes(place),
         _ => None,
     }
 }
@@ -223,6 +227,25 @@ fn wrong_resources(place: &Place) -> Option<Diagnostic> {
     bad.then(|| {
         place.wrong(format!("@resources of step `{step}`: `gpu` must be a whole number, 0 or more, not {value}."))
     })
+}
+
+fn wrong_kubernetes(place: &Place) -> Option<Diagnostic> {
+    const HEADLINE: &str = "Kubernetes error";
+    let step = &place.step.name;
+    let other = |name: &str| place.step.decorators.iter().find(|d| d.name == name);
+    if other("batch").is_some() {
+        let message = format!("Step `{step}` has both @kubernetes and @batch; keep one of them.");
+        return Some(place.finding(HEADLINE, message));
+    }
+    let limit = other("timeout").map(|timeout| super::duration(&timeout.attributes));
+    if let Some(limit) = limit.filter(|limit| *limit > 0.0 && *limit < SHORTEST_TIME_LIMIT) {
+        let message = format!(
+            "@timeout of step `{step}` is {limit} seconds; on Kubernetes a step needs at least {SHORTEST_TIME_LIMIT}."
+        );
+        return Some(place.finding(HEADLINE, message));
+    }
+    let mistake = KubernetesOptions::resolve(&place.decorator.attributes, None, &BTreeMap::new()).err()?;
+    Some(place.finding(HEADLINE, format!("@kubernetes of step `{step}`: {mistake}.")))
 }
 
 /// The first decorator that this version does not act on, as a refusal to run.

@@ -16,6 +16,15 @@ use crate::task::{AttemptReport, AttemptState, Cause, CauseKind, InputRef, Milli
 /// How often a task may get lost before that is the run's failure.
 const MAX_LOSSES: u32 = 3;
 
+/// Losses that would only come again: failures, and whether `@retry` and `@catch` get to act.
+fn never_starts(kind: CauseKind) -> Option<bool> {
+    match kind {
+        CauseKind::Image | CauseKind::TimedOut => Some(true),
+        CauseKind::Refused => Some(false),
+        _ => None,
+    }
+}
+
 impl Run {
     pub(super) fn finished(&mut self, id: AttemptId, report: &AttemptReport, now: Millis, out: &mut Vec<Action>) {
         let Some(active) = self.take(id) else { return };
@@ -101,7 +110,7 @@ impl Run {
         if failure.may_retry && left {
             let mut next = active.again();
             next.previous_failure = Some(cause.text);
-            self.submit(task, next, now, out);
+            self.submit_again(task, next, now, out);
             return;
         }
         if !failure.may_retry && left {
@@ -112,6 +121,12 @@ impl Run {
 
     pub(super) fn lost(&mut self, id: AttemptId, cause: Cause, now: Millis, out: &mut Vec<Action>) {
         let Some(mut active) = self.take(id) else { return };
+        if let Some(may_retry) = never_starts(cause.kind) {
+            let failure = Failure { cause, may_retry, said: false, segfault: false };
+            self.failed(id.task, active, &failure, Usage::default(), now, out);
+            self.go_on(now, out);
+            return;
+        }
         // A layer says `lost` of what it was told to stop before it had started it.
         let stopped = self.stop_cause().filter(|_| cause.kind == CauseKind::Cancelled);
         active.state = if stopped.is_some() { AttemptState::Cancelled } else { AttemptState::Lost };

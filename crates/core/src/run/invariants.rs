@@ -44,7 +44,7 @@ impl Run {
     }
 
     fn check_active(&self) {
-        let mut backstops = BTreeSet::new();
+        let (mut backstops, mut pauses) = (BTreeSet::new(), BTreeSet::new());
         for (task, active) in &self.active {
             assert!(task.0 > 0 && task.0 < self.next_task, "task {task} was never allocated");
             let started = active.state == AttemptState::Running;
@@ -54,9 +54,11 @@ impl Run {
             let policy = &self.graph.steps[active.ready.step].policy;
             let allowed = policy.user_retries + policy.fallbacks;
             assert!(active.tries() <= allowed, "task {task}: too many attempts");
+            pauses.extend(active.paused_until.map(|at| (at, attempt_id(*task, active.attempt))));
             backstops.extend(active.backstop.map(|at| (at, attempt_id(*task, active.attempt))));
         }
         assert_eq!(backstops, self.backstops, "deadlines and attempts differ");
+        assert_eq!(pauses, self.pauses, "pauses and attempts differ");
     }
 
     fn check_counts(&self) {

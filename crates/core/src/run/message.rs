@@ -54,6 +54,10 @@ pub enum Line {
     TaskWaiting {
         reason: String,
     },
+    /// A remote task pauses before its next attempt.
+    SleepingBeforeRetry {
+        minutes: f64,
+    },
     ForeachYields {
         splits: u64,
     },
@@ -164,6 +168,7 @@ impl fmt::Display for Line {
             Self::TaskRetrying => f.write_str("Task is starting (retry)."),
             Self::TaskFallback => f.write_str("Task fallback is starting to handle the failure."),
             Self::TaskWaiting { reason } => write!(f, "Task is waiting: {reason}"),
+            Self::SleepingBeforeRetry { minutes } => write!(f, "Sleeping {minutes} minutes before the next retry"),
             Self::ForeachYields { splits } => write!(f, "Foreach yields {splits} child steps."),
             Self::TaskFinished => f.write_str("Task finished successfully."),
             Self::TaskCause(cause) => f.write_str(&sentence(&cause.text)),

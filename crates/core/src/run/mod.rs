@@ -45,7 +45,7 @@ pub struct RunSettings {
     /// Attempts that may be out at the same time; at least 1.
     pub max_workers: usize,
     pub max_num_splits: u64,
-    /// Name of the compute layer, for records.
+    /// Name of the compute layer of steps that ask for none, for records.
     pub layer: String,
 }
 
@@ -163,6 +163,8 @@ pub struct Run {
     active: BTreeMap<TaskId, Active>,
     /// When attempts are killed for running past their `@timeout`.
     backstops: BTreeSet<(Millis, AttemptId)>,
+    /// When attempts that pause before a retry are submitted.
+    pauses: BTreeSet<(Millis, AttemptId)>,
     /// By step.
     counts: Vec<Counts>,
     end_reached: bool,
@@ -221,6 +223,7 @@ impl Run {
             frames: Frames::default(),
             active: BTreeMap::new(),
             backstops: BTreeSet::new(),
+            pauses: BTreeSet::new(),
             counts,
             end_reached: false,
             report_at: 0,

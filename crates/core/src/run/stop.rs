@@ -41,12 +41,25 @@ impl Run {
             Reason::Failed(_) | Reason::LayerDown(_) => Line::WorkflowFailed,
         })));
         self.phase = Phase::Stopping(Stopping { reason, kill_at: Some(now + STOP_GRACE), since: now });
+        self.cancel_pauses(now, out);
         let tasks = self.active.len();
         out.push(Action::Print(Message::run(Line::Terminating { tasks })));
         for (task, active) in &self.active {
             out.push(self.say(*task, active, Line::KilledByOrchestrator));
         }
         self.stop_all(StopSignal::Terminate, out);
+    }
+
+    /// Attempts that pause before a retry are not out: nobody would tell of their end.
+    fn cancel_pauses(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let cause = self.stop_cause();
+        while let Some((_, id)) = self.pauses.first().copied() {
+            let Some(mut active) = self.take(id) else { return };
+            active.state = AttemptState::Cancelled;
+            self.counts[active.ready.step].failed += 1;
+            let ending = Ending { cause: cause.as_ref(), ok: Some(false), ..Ending::default() };
+            out.push(self.record(id.task, &active, now, &ending));
+        }
     }
 
     fn stop_all(&self, signal: StopSignal, out: &mut Vec<Action>) {
@@ -177,6 +190,7 @@ impl Run {
             }
             Phase::Running => {
                 self.kill_overdue(now, out);
+                self.end_pauses(now, out);
                 if now >= self.report_at {
                     self.report_at = now + PROGRESS_INTERVAL;
                     out.push(Action::Print(Message::run(Line::Progress(self.report()))));
@@ -209,7 +223,8 @@ impl Run {
             Phase::Stopping(stopping) => stopping.kill_at,
             Phase::Running => {
                 let backstop = self.backstops.first().map_or(Millis::MAX, |(at, _)| *at);
-                Some(backstop.min(self.report_at))
+                let pause = self.pauses.first().map_or(Millis::MAX, |(at, _)| *at);
+                Some(backstop.min(pause).min(self.report_at))
             }
         }
     }

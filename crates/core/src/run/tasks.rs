@@ -30,6 +30,8 @@ pub(super) struct Active {
     /// When it is killed for running past its `@timeout`.
     pub backstop: Option<Millis>,
     pub overdue: bool,
+    /// When it is submitted, while it pauses before a retry.
+    pub paused_until: Option<Millis>,
 }
 
 impl Active {
@@ -46,6 +48,7 @@ impl Active {
             waiting: None,
             backstop: None,
             overdue: false,
+            paused_until: None,
         }
     }
 
@@ -90,6 +93,34 @@ impl Run {
         task
     }
 
+    /// Another attempt after a failure; on a remote layer after the pause that `@retry` asks for.
+    pub(super) fn submit_again(&mut self, task: TaskId, mut active: Active, now: Millis, out: &mut Vec<Action>) {
+        let policy = &self.graph.steps[active.ready.step].policy;
+        let minutes = policy.minutes_between_retries;
+        if policy.layer.is_none() || minutes <= 0.0 || self.is_fallback(&active) {
+            self.submit(task, active, now, out);
+            return;
+        }
+        let until = now.saturating_add((minutes * 60_000.0) as Millis);
+        active.state = AttemptState::Waiting;
+        active.paused_until = Some(until);
+        out.push(self.record(task, &active, now, &Ending::default()));
+        out.push(self.say(task, &active, Line::SleepingBeforeRetry { minutes }));
+        self.pauses.insert((until, AttemptId { task, attempt: active.attempt }));
+        self.counts[active.ready.step].starting += 1;
+        self.active.insert(task, active);
+    }
+
+    /// Submits attempts whose pause is over.
+    pub(super) fn end_pauses(&mut self, now: Millis, out: &mut Vec<Action>) {
+        while let Some((_, id)) = self.pauses.first().copied().filter(|(at, _)| *at <= now) {
+            let Some(mut active) = self.take(id) else { return };
+            active.state = AttemptState::Starting;
+            active.paused_until = None;
+            self.submit(id.task, active, now, out);
+        }
+    }
+
     pub(super) fn submit(&mut self, task: TaskId, active: Active, now: Millis, out: &mut Vec<Action>) {
         let step = &self.graph.steps[active.ready.step];
         let spec = self.spec(task, &active);
@@ -104,6 +135,12 @@ impl Run {
 
     fn is_fallback(&self, active: &Active) -> bool {
         active.tries() > self.graph.steps[active.ready.step].policy.user_retries
+    }
+
+    /// Fallbacks run here, whatever layer the step asks for (behaviour.md K-8).
+    fn layer_of(&self, active: &Active) -> String {
+        let layer = self.graph.steps[active.ready.step].policy.layer.filter(|_| !self.is_fallback(active));
+        layer.map_or_else(|| self.settings.layer.clone(), str::to_owned)
     }
 
     fn spec(&self, task: TaskId, active: &Active) -> TaskSpec {
@@ -229,6 +266,9 @@ impl Run {
         if let Some(at) = active.backstop {
             self.backstops.remove(&(at, id));
         }
+        if let Some(at) = active.paused_until {
+            self.pauses.remove(&(at, id));
+        }
         let counts = &mut self.counts[active.ready.step];
         match active.state {
             AttemptState::Running => counts.running -= 1,
@@ -276,7 +316,7 @@ impl Run {
             success: ending.success,
             usage: ending.usage,
             pid: active.pid,
-            layer: self.settings.layer.clone(),
+            layer: self.layer_of(active),
             data: None,
             origin: None,
         })))

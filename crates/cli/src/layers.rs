@@ -1,0 +1,145 @@
+//! Which compute layers a run's steps ask for, made from options and configuration, checked before
+//! anything starts, and joined into one. The only place that names concrete layers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings, RunIdentity, admit};
+use ferroflow_compute::local::{LocalLayer, LocalSettings};
+use ferroflow_compute::remote::Remote;
+use ferroflow_compute::routing::RoutingLayer;
+use ferroflow_core::decorator::kubernetes::{CONTAINER_REGISTRY, KubernetesOptions, in_registry};
+use ferroflow_core::decorator::{DecoratorKind, find};
+use ferroflow_core::graph::Graph;
+use ferroflow_core::id::{RunId, StepName};
+use ferroflow_core::port::{ComputeLayer, EventSink};
+use ferroflow_core::task::StoreLocation;
+use ferroflow_store::remote::access::RemoteObjects;
+use serde_json::Map;
+
+use crate::config::Lookup;
+use crate::context::Context;
+use crate::datastore;
+use crate::remote;
+use crate::report::Failure;
+
+const HEADLINE: &str = "Kubernetes error";
+/// A run must not start, or be refused, later than this.
+const ADMISSION: Duration = Duration::from_secs(5);
+
+/// What the run needs beside this machine.
+#[derive(Default)]
+pub struct Plan {
+    kubernetes: Option<(Cluster, KubernetesSettings)>,
+}
+
+/// Finds the layers that steps ask for and asks them whether the steps can run there.
+pub async fn plan(context: &Context, graph: &Graph) -> Result<Plan, Failure> {
+    let steps: Vec<&StepName> =
+        graph.steps.iter().filter(|s| s.policy.layer == Some("kubernetes")).map(|s| &s.name).collect();
+    let Some(first) = steps.first() else { return Ok(Plan::default()) };
+    if datastore::kind(&context.config, &context.top) == "local" {
+        return Err(Failure::new(
+            HEADLINE,
+            format!(
+                "step `{first}` runs on Kubernetes, which requires --datastore=s3, azure or gs: pods cannot reach a folder \
+                 of this machine. Give it before the command, for example: python {} --datastore s3 run --with kubernetes",
+                context.hello.script
+            ),
+        ));
+    }
+    let settings = kubernetes_settings(context, graph)?;
+    let cluster = Cluster::connect().await.map_err(|fault| Failure::new(HEADLINE, fault.to_string()))?;
+    let autoscaled = context.config.lookup.flag("METAFLOW_KUBERNETES_AUTOSCALED", false);
+    let admission = tokio::time::timeout(ADMISSION, admit(&cluster, &settings, autoscaled)).await.map_err(|_| {
+        Failure::new(HEADLINE, format!("the Kubernetes API server at {} does not answer", cluster.address))
+    })?;
+    for warning in &admission.warnings {
+        eprintln!("{warning}");
+    }
+    if !admission.refusals.is_empty() {
+        return Err(Failure::new(HEADLINE, admission.refusals.join("\n")));
+    }
+    Ok(Plan { kubernetes: Some((cluster, settings)) })
+}
+
+/// The configuration that decorators fall back to.
+fn configured(lookup: &Lookup) -> BTreeMap<String, String> {
+    let spec = find(DecoratorKind::Step, "kubernetes");
+    let names = spec.into_iter().flat_map(|spec| spec.attributes.iter().filter_map(|a| a.configured));
+    names.chain([CONTAINER_REGISTRY]).filter_map(|name| Some((name.to_owned(), lookup.value(name)?))).collect()
+}
+
+fn kubernetes_settings(context: &Context, graph: &Graph) -> Result<KubernetesSettings, Failure> {
+    let configured = configured(&context.config.lookup);
+    let mut steps = HashMap::new();
+    for step in graph.steps.iter().filter(|s| s.policy.layer == Some("kubernetes")) {
+        let attributes = |name: &str| step.policy.decorators.iter().find(|d| d.name == name).map(|d| &d.attributes);
+        let nothing = Map::new();
+        let own = attributes("kubernetes").unwrap_or(&nothing);
+        let options = KubernetesOptions::resolve(own, attributes("resources"), &configured)
+            .map_err(|mistake| Failure::new(HEADLINE, format!("@kubernetes of step `{}`: {mistake}.", step.name)))?;
+        steps.insert(step.name.clone(), options);
+    }
+    let version: Vec<&str> = context.hello.language_version.split('.').take(2).collect();
+    let mut default_image = match context.hello.language.as_str() {
+        "R" => format!("rocker/ml:{}", context.hello.language_version),
+        _ => format!("python:{}", version.join(".")),
+    };
+    if let Some(registry) = configured.get(CONTAINER_REGISTRY) {
+        default_image = in_registry(&default_image, registry);
+    }
+    let identity = RunIdentity {
+        flow: context.flow.name.clone(),
+        run: RunId::from("0"),
+        user: context.config.user.clone(),
+        metadata: String::new(),
+        created_at: 0,
+    };
+    let environments = graph.steps.iter().map(|step| (step.name.clone(), step.policy.environment.clone())).collect();
+    Ok(KubernetesSettings { identity, steps, default_image, environments, kill_command: String::new() })
+}
+
+/// A registered run.
+pub struct Registered<'a> {
+    pub run: &'a RunId,
+    pub created_at: i64,
+    pub store: &'a StoreLocation,
+}
+
+impl Plan {
+    /// The layer that carries the run out: this machine, and what the steps ask for.
+    pub fn layer(
+        self,
+        context: &Context,
+        graph: &Graph,
+        of: &Registered,
+        events: &Arc<dyn EventSink>,
+    ) -> Result<Arc<dyn ComputeLayer>, Failure> {
+        let environments = graph.steps.iter().map(|s| (s.name.clone(), s.policy.environment.clone())).collect();
+        let settings =
+            LocalSettings { spawn: context.config.spawn, learn_imports: context.config.learn_imports, environments };
+        let local = Arc::new(LocalLayer::new(context.front_end.clone(), settings, events.clone()));
+        let Some((cluster, mut settings)) = self.kubernetes else { return Ok(local) };
+        settings.identity = RunIdentity {
+            run: of.run.clone(),
+            metadata: datastore::scope(&context.root)?,
+            created_at: of.created_at,
+            ..settings.identity
+        };
+        settings.kill_command = format!("python {} kubernetes kill --run-id {}", context.hello.script, of.run);
+        let Some(objects) = RemoteObjects::of(of.store)? else {
+            return Err(Failure::new(
+                HEADLINE,
+                "the run's datastore is a folder of this machine; pods cannot reach it",
+            ));
+        };
+        let objects = Arc::new(objects);
+        let store = datastore::recorded(of.store).unwrap_or_else(|| of.store.clone());
+        let remote = Arc::new(Remote::new(remote::settings(context, of.run, &store)?, objects, events.clone()));
+        let steps = settings.steps.keys().cloned().collect();
+        let layer: Arc<dyn ComputeLayer> = Arc::new(KubernetesLayer::new(cluster, settings, remote, events.clone()));
+        Ok(Arc::new(RoutingLayer::new(local, vec![(layer, steps)])))
+    }
+}

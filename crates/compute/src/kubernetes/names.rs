@@ -1,0 +1,172 @@
+//! Names and labels of a run's objects on a cluster: the same for the same attempt, so that a
+//! submit can be repeated, and within what Kubernetes allows (63 characters).
+
+use std::collections::BTreeMap;
+
+use ferroflow_core::decorator::kubernetes::is_label_value;
+use ferroflow_core::id::{AttemptId, RunId};
+
+/// What tells one run from all others that may be on the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunIdentity {
+    pub flow: String,
+    pub run: RunId,
+    pub user: String,
+    /// The metadata store that numbers the runs: ids of local runs are small and come again.
+    pub metadata: String,
+    /// When the run was registered: a store that was deleted counts from 1 again.
+    pub created_at: i64,
+}
+
+/// Label of everything that belongs to one run.
+pub const RUN_LABEL: &str = "ferroflow/run";
+/// Label: the flow's name.
+pub const FLOW_LABEL: &str = "ferroflow/flow";
+/// Label: who started the run.
+pub const USER_LABEL: &str = "ferroflow/user";
+/// Label: the metadata store that numbers the runs.
+pub const METADATA_LABEL: &str = "ferroflow/metadata";
+/// Label: `task-attempt`.
+pub const ATTEMPT_LABEL: &str = "ferroflow/attempt";
+
+const LONGEST: usize = 63;
+
+impl RunIdentity {
+    /// Value of `RUN_LABEL`.
+    pub fn run_label(&self) -> String {
+        let created = self.created_at.to_string();
+        digest(&[&self.metadata, &self.flow, self.run.as_str(), &created], 20)
+    }
+
+    /// Selects everything of the run.
+    pub fn selector(&self) -> String {
+        format!("{RUN_LABEL}={}", self.run_label())
+    }
+
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let label = |name: &str, value: String| (name.to_owned(), value);
+        BTreeMap::from([
+            label("app.kubernetes.io/name", "metaflow-task".to_owned()),
+            label("app.kubernetes.io/part-of", "metaflow".to_owned()),
+            label(RUN_LABEL, self.run_label()),
+            label(FLOW_LABEL, label_value(&self.flow)),
+            label(USER_LABEL, label_value(&self.user)),
+            label(METADATA_LABEL, metadata_label(&self.metadata)),
+        ])
+    }
+
+    /// Name of the Job of an attempt; `round` counts submissions of the same attempt.
+    pub fn job_name(&self, step: &str, id: AttemptId, round: u32) -> String {
+        let (task, attempt) = (id.task.to_string(), id.attempt.to_string());
+        let hash = digest(&[&self.run_label(), step, &task, &attempt, &round.to_string()], 10);
+        let tail = format!("{task}-{attempt}-{hash}");
+        // The Job's pods get `-xxxxx` after it, and their names become host names.
+        let room = LONGEST - 6 - tail.len() - 1;
+        let head = [slug(&self.flow, 20), slug(self.run.as_str(), 10), slug(step, 20)].join("-");
+        let head: String = head.chars().take(room).collect();
+        format!("{}-{tail}", head.trim_matches('-'))
+    }
+}
+
+/// Value of `METADATA_LABEL`.
+pub fn metadata_label(metadata: &str) -> String {
+    digest(&[metadata], 20)
+}
+
+/// The text where it may be a label's value, else what can be kept of it with a hash.
+pub fn label_value(text: &str) -> String {
+    if !text.is_empty() && is_label_value(text) {
+        return text.to_owned();
+    }
+    let kept: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).take(50).collect();
+    format!("{}-{}", kept.trim_matches(|c: char| !c.is_ascii_alphanumeric()), digest(&[text], 8))
+        .trim_matches('-')
+        .to_owned()
+}
+
+/// Lower-case letters, digits and dashes, beginning with a letter.
+fn slug(text: &str, longest: usize) -> String {
+    let mut slug = String::new();
+    for c in text.chars() {
+        match c.to_ascii_lowercase() {
+            c if c.is_ascii_lowercase() || c.is_ascii_digit() => slug.push(c),
+            _ if !slug.is_empty() && !slug.ends_with('-') => slug.push('-'),
+            _ => {}
+        }
+    }
+    let slug: String = slug.chars().take(longest).collect();
+    slug.trim_matches('-').to_owned()
+}
+
+/// Name of the container of a step.
+pub fn container_name(step: &str) -> String {
+    let name = slug(step, 50);
+    if name.is_empty() { "task".to_owned() } else { name }
+}
+
+fn digest(parts: &[&str], length: usize) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize().to_hex()[..length].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferroflow_core::id::TaskId;
+
+    fn identity() -> RunIdentity {
+        RunIdentity {
+            flow: "TrainFlow".into(),
+            run: RunId::from("12"),
+            user: "ann".into(),
+            metadata: "local@machine:/home/ann/.metaflow".into(),
+            created_at: 5,
+        }
+    }
+
+    fn id(task: u64, attempt: u32) -> AttemptId {
+        AttemptId { task: TaskId(task), attempt }
+    }
+
+    #[test]
+    fn names_say_what_they_are_of_and_are_the_same_again() {
+        let name = identity().job_name("train_model", id(7, 1), 0);
+        assert!(name.starts_with("trainflow-12-train-model-7-1-"), "{name}");
+        assert_eq!(name, identity().job_name("train_model", id(7, 1), 0));
+        let others = [
+            identity().job_name("train_model", id(7, 2), 0),
+            identity().job_name("train_model", id(7, 1), 1),
+            RunIdentity { created_at: 6, ..identity() }.job_name("train_model", id(7, 1), 0),
+            RunIdentity { metadata: "elsewhere".into(), ..identity() }.job_name("train_model", id(7, 1), 0),
+        ];
+        assert!(others.iter().all(|other| *other != name), "{others:?}");
+    }
+
+    #[test]
+    fn names_fit_whatever_the_flow_is_called() {
+        for text in
+            ["X", "A_Very_Long_Flow_Name_That_Goes_On_And_On_And_On_For_More_Than_Sixty_Three", "Ünïcode", "___"]
+        {
+            let run = RunIdentity { flow: text.into(), run: RunId::from("argo-".to_owned() + text), ..identity() };
+            let name = run.job_name(text, id(u64::MAX, 5), 3);
+            assert!(name.len() <= 57, "{name}");
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{name}");
+            assert!(name.starts_with(|c: char| c.is_ascii_alphanumeric()), "{name}");
+            for value in run.labels().values() {
+                assert!(is_label_value(value) && !value.is_empty(), "{value}");
+            }
+            assert!(!container_name(text).is_empty());
+        }
+    }
+
+    #[test]
+    fn users_that_are_no_label_values_stay_apart() {
+        assert_eq!(label_value("ann"), "ann");
+        assert_ne!(label_value("ann@example.com"), label_value("ann#example.com"));
+    }
+}

@@ -1,0 +1,381 @@
+//! The task that owns all of a run's attempts on Kubernetes and takes messages: orders from the
+//! engine, news of pods, answers to requests. Everything that waits for the network is spawned
+//! and comes back as a message.
+
+mod ending;
+mod stopping;
+mod ticking;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferroflow_core::id::AttemptId;
+use ferroflow_core::port::{EventSink, LayerEvent, RemoteTasks, StopSignal};
+use ferroflow_core::task::{AttemptReport, Cause, CauseKind, TaskLaunch};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::KubernetesSettings;
+use super::api::{ApiFault, Cluster};
+use super::attempt::{Attempt, Stage};
+use super::explain::Explanations;
+use super::pod::{Ending, Phase, PodView};
+use super::submit::Submitter;
+use super::watch::{PodNews, follow};
+
+pub enum Message {
+    Submit(Box<TaskLaunch>),
+    Stop(Vec<AttemptId>, StopSignal),
+    ShutDown(oneshot::Sender<()>),
+    /// `false`: it was cancelled before it went out.
+    Submitted {
+        id: AttemptId,
+        round: u32,
+        result: Result<bool, Cause>,
+    },
+    Pods(Box<PodNews>),
+    /// Everything the attempt printed was sent on.
+    Drained {
+        id: AttemptId,
+        report: Box<AttemptReport>,
+    },
+    Deleted {
+        ids: Vec<AttemptId>,
+        result: Result<(), ApiFault>,
+    },
+    Explained {
+        namespace: String,
+        result: Result<Explanations, ApiFault>,
+    },
+    /// Somebody deleted the Job of an attempt that has no pod.
+    JobGone(AttemptId),
+}
+
+pub struct Supervisor {
+    cluster: Cluster,
+    settings: Arc<KubernetesSettings>,
+    remote: Arc<dyn RemoteTasks>,
+    events: Arc<dyn EventSink>,
+    sender: UnboundedSender<Message>,
+    submitter: Arc<Submitter>,
+    attempts: HashMap<AttemptId, Attempt>,
+    /// Job → attempt.
+    jobs: HashMap<String, AttemptId>,
+    /// Namespaces with a watch.
+    watched: HashSet<String>,
+    /// Jobs whose end was told; kept a while, so that a record of it can be made first.
+    finished: VecDeque<(Instant, String, String)>,
+    /// Namespaces whose events are being read.
+    explaining: HashSet<String>,
+    explained_at: Instant,
+    /// Ending until then, and who waits for it.
+    closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
+}
+
+/// How long ending the layer may take.
+const CLOSING: Duration = Duration::from_millis(4500);
+
+impl Supervisor {
+    pub fn new(
+        cluster: Cluster,
+        settings: KubernetesSettings,
+        remote: Arc<dyn RemoteTasks>,
+        events: Arc<dyn EventSink>,
+        sender: UnboundedSender<Message>,
+    ) -> Self {
+        let settings = Arc::new(settings);
+        let submitter = Arc::new(Submitter::new(cluster.clone(), settings.clone(), remote.clone()));
+        Self {
+            cluster,
+            settings,
+            remote,
+            events,
+            sender,
+            submitter,
+            attempts: HashMap::new(),
+            jobs: HashMap::new(),
+            watched: HashSet::new(),
+            finished: VecDeque::new(),
+            explaining: HashSet::new(),
+            explained_at: Instant::now(),
+            closing: None,
+        }
+    }
+
+    pub async fn run(mut self, mut messages: UnboundedReceiver<Message>) {
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(message) = messages.recv() => self.take(message),
+                _ = tick.tick() => self.tick(),
+            }
+            let over = |until: Instant| self.attempts.is_empty() || Instant::now() >= until;
+            if self.closing.as_ref().is_some_and(|(until, _)| over(*until)) {
+                break;
+            }
+        }
+        self.close().await;
+        messages.close();
+        while let Ok(message) = messages.try_recv() {
+            if let Message::Submit(launch) = message {
+                self.refuse(launch.id);
+            }
+        }
+        for waiting in self.closing.take().into_iter().flat_map(|(_, waiting)| waiting) {
+            let _nobody_waits = waiting.send(());
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Submit(launch) => self.submit(*launch),
+            Message::Stop(ids, signal) => self.stop(&ids, signal),
+            Message::ShutDown(done) => self.shut_down(done),
+            Message::Submitted { id, round, result } => self.submitted(id, round, result),
+            Message::Pods(news) => self.news(*news),
+            Message::Drained { id, report } => self.finish(id, *report),
+            Message::Deleted { ids, result } => self.deleted(&ids, &result),
+            Message::Explained { namespace, result } => self.explained(&namespace, result),
+            Message::JobGone(id) => {
+                let cause = Cause::new(CauseKind::LayerError, "somebody deleted its Job before it had a pod");
+                self.lose(id, cause);
+            }
+        }
+    }
+
+    fn refuse(&self, id: AttemptId) {
+        let cause = Cause::new(CauseKind::Cancelled, "the Kubernetes layer has ended already");
+        self.events.send(LayerEvent::Lost { id, cause });
+    }
+
+    fn submit(&mut self, launch: TaskLaunch) {
+        let id = launch.id;
+        if self.closing.is_some() {
+            self.refuse(id);
+            return;
+        }
+        let namespace = self.submitter.options(&launch).namespace;
+        self.watch(&namespace);
+        let job = self.settings.identity.job_name(launch.spec.step.as_str(), id, 0);
+        self.attempts.insert(id, Attempt::new(launch, namespace, job));
+        self.send_order(id);
+    }
+
+    /// Sends the current round of an attempt to the server.
+    fn send_order(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        attempt.job = self.settings.identity.job_name(attempt.launch.spec.step.as_str(), id, attempt.round);
+        attempt.stage = Stage::Submitting;
+        attempt.pod = None;
+        self.jobs.insert(attempt.job.clone(), id);
+        let order = attempt.order();
+        let (submitter, sender) = (self.submitter.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = submitter.submit(&order).await;
+            let _over = sender.send(Message::Submitted { id, round: order.round, result });
+        });
+    }
+
+    fn watch(&mut self, namespace: &str) {
+        if !self.watched.insert(namespace.to_owned()) {
+            return;
+        }
+        let sender = self.sender.clone();
+        let tell = move |news| sender.send(Message::Pods(Box::new(news))).is_ok();
+        let selector = self.settings.identity.selector();
+        tokio::spawn(follow(self.cluster.clone(), namespace.to_owned(), selector, tell));
+    }
+
+    fn submitted(&mut self, id: AttemptId, round: u32, result: Result<bool, Cause>) {
+        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.round == round) else { return };
+        match result {
+            Ok(true) => {
+                // The watch may have been faster than the answer.
+                if attempt.stage == Stage::Submitting {
+                    attempt.stage = Stage::Created;
+                    attempt.since = Instant::now();
+                }
+                if attempt.stop.is_some() {
+                    self.delete(vec![id]);
+                }
+            }
+            Ok(false) => self.lose(id, cancelled()),
+            Err(cause) => self.lose(id, cause),
+        }
+    }
+
+    fn news(&mut self, news: PodNews) {
+        match news {
+            PodNews::Changed(pod) => self.changed(&pod),
+            PodNews::Gone(pod) => self.gone(&pod),
+            PodNews::All { namespace, pods } => {
+                for pod in &pods {
+                    self.changed(pod);
+                }
+                let there: HashSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
+                let missing: Vec<PodView> = self
+                    .attempts
+                    .values()
+                    .filter(|attempt| attempt.namespace == namespace && attempt.stage != Stage::Ending)
+                    .filter_map(|attempt| Some((attempt, attempt.pod.as_deref()?)))
+                    .filter(|(_, pod)| !there.contains(pod))
+                    .map(|(attempt, pod)| PodView::missing(pod, &attempt.job))
+                    .collect();
+                for pod in &missing {
+                    self.gone(pod);
+                }
+            }
+            PodNews::Silent(said) => self.events.send(LayerEvent::Notice {
+                text: format!(
+                    "The Kubernetes API server does not answer ({said}). Tasks that run go on; so does the run, once \
+                     it answers."
+                ),
+            }),
+            PodNews::AnswersAgain => {
+                self.events.send(LayerEvent::Notice { text: "The Kubernetes API server answers again.".to_owned() });
+            }
+        }
+    }
+
+    /// The attempt of a pod, while its end is not known.
+    fn attempt_of(&mut self, pod: &PodView) -> Option<(AttemptId, &mut Attempt)> {
+        let id = *self.jobs.get(&pod.job)?;
+        let attempt = self.attempts.get_mut(&id).filter(|a| a.stage != Stage::Ending && a.job == pod.job)?;
+        Some((id, attempt))
+    }
+
+    fn changed(&mut self, pod: &PodView) {
+        let Some((id, attempt)) = self.attempt_of(pod) else { return };
+        if attempt.pod.as_ref().is_some_and(|known| *known != pod.name) {
+            return; // put in place of one that was taken away
+        }
+        if attempt.pod.is_none() {
+            attempt.pod = Some(pod.name.clone());
+            attempt.since = Instant::now();
+        }
+        if attempt.stage == Stage::Submitting {
+            attempt.stage = Stage::Created;
+        }
+        let phase = pod.phase();
+        if pod.deleting && attempt.stop.is_none() && attempt.taken.is_none() && !matches!(phase, Phase::Ended(_)) {
+            let text = format!("its pod `{}` was deleted by somebody else, or its node was drained", pod.name);
+            attempt.taken = Some(Cause::new(CauseKind::LayerError, text));
+            attempt.since = Instant::now();
+            // Else the Job would put another pod in its place.
+            self.delete(vec![id]);
+        }
+        self.follow_phase(id, pod, phase);
+    }
+
+    fn follow_phase(&mut self, id: AttemptId, pod: &PodView, phase: Phase) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        if !matches!(phase, Phase::Stuck { .. }) {
+            attempt.stuck = None;
+        }
+        match phase {
+            Phase::Quiet => {}
+            Phase::Waiting(reason) => self.tell_waiting(id, reason),
+            Phase::Preparing => {
+                if !std::mem::replace(&mut attempt.preparing, true) {
+                    attempt.since = Instant::now();
+                    attempt.told = None;
+                    let detail = format!("node `{}` prepares its container", pod.node);
+                    if !attempt.told_started {
+                        self.events.send(LayerEvent::Starting { id, detail });
+                    }
+                }
+            }
+            Phase::Stuck { cause, certain } => {
+                if certain {
+                    self.lose(id, cause);
+                    return;
+                }
+                if attempt.stuck.is_none() {
+                    attempt.since = Instant::now();
+                }
+                attempt.stuck = Some(cause.clone());
+                self.tell_waiting(id, cause.text);
+            }
+            Phase::Running => self.start(id, pod),
+            Phase::Ended(ending) => self.ended(id, pod, ending),
+        }
+    }
+
+    fn tell_waiting(&mut self, id: AttemptId, reason: String) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        if attempt.told_started || attempt.stop.is_some() || attempt.told.as_ref() == Some(&reason) {
+            return;
+        }
+        attempt.told = Some(reason.clone());
+        self.events.send(LayerEvent::Waiting { id, reason });
+    }
+
+    /// The container runs, or did.
+    fn start(&mut self, id: AttemptId, pod: &PodView) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        attempt.stage = Stage::Started;
+        if std::mem::replace(&mut attempt.told_started, true) {
+            return;
+        }
+        self.events.send(LayerEvent::Started { id, pid: None });
+        let entries = [
+            ("kubernetes-pod-name", &pod.name),
+            ("kubernetes-pod-namespace", &attempt.namespace),
+            ("kubernetes-pod-id", &pod.uid),
+            ("kubernetes-pod-service-account-name", &pod.service_account),
+            ("kubernetes-node-ip", &pod.node_address),
+        ];
+        for (name, value) in entries {
+            self.events.metadata(id, name.to_owned(), value.clone());
+        }
+        self.remote.follow(id);
+    }
+
+    fn ended(&mut self, id: AttemptId, pod: &PodView, ending: Ending) {
+        let Some(attempt) = self.attempts.get(&id) else { return };
+        let (stopped, taken) = (attempt.stop.is_some(), attempt.taken.clone());
+        match ending {
+            Ending::Report { report, .. } if !stopped && taken.is_some() && !is_ok(&report) => {
+                self.lose(id, taken.expect("it was looked at just now"));
+            }
+            Ending::NeverRan(_) | Ending::Taken(_) if stopped => self.end_stopped(id),
+            Ending::NeverRan(cause) | Ending::Taken(cause) => self.lose(id, cause),
+            Ending::Report { sign_again: true, .. } if !stopped && self.submit_again(id) => {}
+            Ending::Report { report, metadata, .. } => {
+                self.start(id, pod);
+                for (name, value) in metadata {
+                    self.events.metadata(id, name, value);
+                }
+                self.drain(id, report);
+            }
+        }
+    }
+
+    /// A pod that is no more.
+    fn gone(&mut self, pod: &PodView) {
+        let Some((id, attempt)) = self.attempt_of(pod) else { return };
+        if attempt.pod.as_ref() != Some(&pod.name) {
+            return;
+        }
+        let (stopped, taken) = (attempt.stop.is_some(), attempt.taken.clone());
+        match pod.phase() {
+            Phase::Ended(ending) => self.ended(id, pod, ending),
+            _ if stopped => self.end_stopped(id),
+            _ => {
+                let text = format!("its pod `{}` was deleted by somebody else, or with its node", pod.name);
+                self.lose(id, taken.unwrap_or_else(|| Cause::new(CauseKind::LayerError, text)));
+            }
+        }
+    }
+}
+
+fn is_ok(report: &AttemptReport) -> bool {
+    report.outcome.as_ref().is_some_and(|outcome| outcome.ok)
+}
+
+fn cancelled() -> Cause {
+    Cause::new(CauseKind::Cancelled, "stopped before it had started")
+}

@@ -1,0 +1,73 @@
+//! How attempts end: their lines first, then the one event that says how.
+
+use std::time::Duration;
+
+use ferroflow_core::id::AttemptId;
+use ferroflow_core::port::{LayerEvent, StopSignal};
+use ferroflow_core::task::{AttemptReport, Cause, ProcessExit, Usage};
+use tokio::time::Instant;
+
+use super::super::attempt::{MOST_ROUNDS, Stage};
+use super::{Message, Supervisor, cancelled};
+
+/// How long the last lines of an ended task may take.
+const LAST_LINES: Duration = Duration::from_secs(15);
+
+impl Supervisor {
+    /// Reports once everything that was printed is through.
+    pub(super) fn drain(&mut self, id: AttemptId, report: Box<AttemptReport>) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        attempt.stage = Stage::Ending;
+        let (remote, sender) = (self.remote.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            // A store that does not answer must not hold back the end of the task.
+            let _late = tokio::time::timeout(LAST_LINES, remote.drained(id)).await;
+            let _over = sender.send(Message::Drained { id, report });
+        });
+    }
+
+    pub(super) fn finish(&mut self, id: AttemptId, report: AttemptReport) {
+        let Some(attempt) = self.attempts.remove(&id) else { return };
+        self.jobs.remove(&attempt.job);
+        self.finished.push_back((Instant::now(), attempt.namespace, attempt.job));
+        self.events.send(LayerEvent::Finished { id, report });
+    }
+
+    /// A stopped attempt whose pod went without a word.
+    pub(super) fn end_stopped(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.get(&id) else { return };
+        if !attempt.told_started {
+            self.lose(id, cancelled());
+            return;
+        }
+        let signal = if attempt.stop == Some(StopSignal::Kill) { 9 } else { 15 };
+        let exit = ProcessExit::Signal(signal);
+        self.drain(id, Box::new(AttemptReport { outcome: None, exit, usage: Usage::default(), cause: None }));
+    }
+
+    /// Ends an attempt of which nothing more is known; its Job goes too.
+    pub(super) fn lose(&mut self, id: AttemptId, cause: Cause) {
+        let Some(attempt) = self.attempts.get(&id) else { return };
+        if attempt.stage != Stage::Submitting {
+            self.delete(vec![id]);
+        }
+        if let Some(attempt) = self.attempts.remove(&id) {
+            self.jobs.remove(&attempt.job);
+            attempt.cancel_order();
+        }
+        self.events.send(LayerEvent::Lost { id, cause });
+    }
+
+    /// Another Job for an attempt whose addresses had expired while it waited; `false` when that
+    /// was tried often enough.
+    pub(super) fn submit_again(&mut self, id: AttemptId) -> bool {
+        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.round < MOST_ROUNDS) else {
+            return false;
+        };
+        self.finished.push_back((Instant::now(), attempt.namespace.clone(), attempt.job.clone()));
+        self.jobs.remove(&attempt.job);
+        attempt.round += 1;
+        self.send_order(id);
+        true
+    }
+}
