@@ -13,8 +13,10 @@ BIN := $(VENV)/bin
 PYTHON_FILES := build_backend.py python tests benches examples
 # The extension is tested from Python: cargo cannot link a test program of it without libpython.
 WORKSPACE := --workspace --exclude ferroflow-python
-# Tests against real S3, Azure and Google Cloud stores, which they start on this machine.
+# Tests against real stores, a real Kubernetes and a Batch emulator, which they start on this machine.
 STORES := tests/e2e/test_object_store.py
+REMOTE := tests/e2e/remote
+PYTEST := "pytest tests --ignore=$(STORES)" "pytest $(STORES) -n 2" "pytest $(REMOTE) -n 2 -m 'not disruptive'" "pytest $(REMOTE) -n 0 -m disruptive"
 
 .PHONY: help demo build develop extension engine test test-rust test-python lint fmt bench clean
 
@@ -58,13 +60,13 @@ $(VENV)/develop.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 test: develop ## Run every test; the last line counts them
-	@tests/summary $(BIN)/python "cargo $(WORKSPACE)" "pytest tests --ignore=$(STORES)" "pytest $(STORES) -n 2"
+	@tests/summary $(BIN)/python "cargo $(WORKSPACE)" $(PYTEST)
 
 test-rust: ## Run the Rust tests
 	@tests/summary "" "cargo $(WORKSPACE)"
 
 test-python: develop ## Run the Python tests, end to end ones included
-	@tests/summary $(BIN)/python "pytest tests --ignore=$(STORES)" "pytest $(STORES) -n 2"
+	@tests/summary $(BIN)/python $(PYTEST)
 
 lint: develop ## Check formatting, clippy, ruff and mypy
 	cargo fmt --all --check
