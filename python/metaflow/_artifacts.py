@@ -223,6 +223,11 @@ class OutputPack:
         it can be known cheaply that it is still the same."""
         if name not in source or source.info(name)["inline"]:
             self.set(name, value)
+        elif source.info(name)["size"] <= INLINE_LIMIT:
+            # A blob although it is small: many tasks share it, and each would copy it.
+            self.set(name, value)
+            if self._writer.digest(name) == source.digest(name):
+                self._writer.pass_on(name, source.native)
         elif type(value) is bytes:
             if not self._writer.pass_on_equal_bytes(name, source.native, value):
                 self.set(name, value)
@@ -250,7 +255,7 @@ class OutputPack:
             return
         if type(value) in (range, str, bytes):
             return
-        sink = self._writer.items_sink()
+        sink = self._writer.items_sink(variable)
         for item in value:
             self._add_item(variable, sink, item)
         self._writer.set_items(variable, sink)
@@ -289,7 +294,7 @@ class OutputPack:
             buffers.append(raw)
             return False
 
-        sink = self._writer.sink()
+        sink = self._writer.sink(name)
         try:
             _pickle_module().Pickler(sink, 5, buffer_callback=take_buffer).dump(value)
         except MemoryError:

@@ -132,7 +132,7 @@ def test_disk_full(small_disk: Path, folder: Path) -> None:
     result = run_flow(folder, huge, "run", env=env).exited(1)
     text = result.stdout + result.stderr
     assert "Data store error" in text
-    assert f"cannot write an artifact to `{small_disk}" in text and "the disk is full" in text
+    assert f"cannot write artifact `big` to `{small_disk}" in text and "the disk is full" in text
     assert "panicked" not in text
     lines = client(
         folder,

@@ -108,8 +108,8 @@ impl PackWriter {
             .map_err(|error| store_error(&error))
     }
 
-    fn sink(&self) -> Sink {
-        Sink { writer: Some(self.output.value_writer()) }
+    fn sink(&self, name: &str) -> Sink {
+        Sink { writer: Some(self.output.value_writer(name)) }
     }
 
     /// Adds a pickle written to `sink` and its out-of-band buffers (contiguous, of bytes).
@@ -139,8 +139,8 @@ impl PackWriter {
         py.detach(|| self.output.pass_on_equal_bytes(name, &source.pack, data)).map_err(|error| store_error(&error))
     }
 
-    fn items_sink(&self) -> ItemsSink {
-        ItemsSink { writer: Some(ItemsWriter::new(self.output.store().clone())) }
+    fn items_sink(&self, variable: &str) -> ItemsSink {
+        ItemsSink { writer: Some(ItemsWriter::new(self.output.store().clone(), variable)) }
     }
 
     /// Makes the items of `sink` those of a foreach over `variable`.

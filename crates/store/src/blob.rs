@@ -20,6 +20,8 @@ pub const INLINE_LIMIT: usize = 64 * 1024;
 pub const ALIGNMENT: u64 = 64;
 /// From here on hashing and writing run side by side.
 const LARGE: usize = 4 << 20;
+/// Up to this size a blob takes less time as a whole than as two parts.
+const FETCHED_WHOLE: u64 = 1 << 20;
 /// How much is handed to the disk at a time while a large value is being written.
 const STRIDE: usize = 8 << 20;
 /// A reused blob is touched so that collection spares it, but not again within this time:
@@ -30,6 +32,7 @@ const TOUCH_AFTER: Duration = Duration::from_secs(3600);
 /// beyond [`INLINE_LIMIT`]. Dropping it unfinished leaves nothing behind.
 pub struct ValueWriter {
     store: Datastore,
+    artifact: String,
     memory: Vec<u8>,
     spill: Option<Spill>,
     hasher: blake3::Hasher,
@@ -38,6 +41,7 @@ pub struct ValueWriter {
 }
 
 struct Spill {
+    artifact: String,
     file: File,
     path: PathBuf,
 }
@@ -57,8 +61,17 @@ pub enum StoredValue {
 }
 
 impl ValueWriter {
-    pub fn new(store: Datastore) -> Self {
-        Self { store, memory: Vec::new(), spill: None, hasher: blake3::Hasher::new(), length: 0, broken: false }
+    /// `artifact` is whose value it is, for messages.
+    pub fn new(store: Datastore, artifact: &str) -> Self {
+        Self {
+            store,
+            artifact: artifact.to_owned(),
+            memory: Vec::new(),
+            spill: None,
+            hasher: blake3::Hasher::new(),
+            length: 0,
+            broken: false,
+        }
     }
 
     /// Bytes written so far.
@@ -98,11 +111,11 @@ impl ValueWriter {
     }
 
     fn start_spill(&mut self) -> Result<(), StoreError> {
-        let mut spill = Spill::create(&self.store)?;
+        let mut spill = Spill::create(&self.store, &self.artifact)?;
         let kept = std::mem::take(&mut self.memory);
         if let Err(error) = spill.file.write_all(&kept) {
             self.broken = true;
-            return Err(StoreError::io("write an artifact to", &spill.path, error));
+            return Err(spill.failed(error));
         }
         self.spill = Some(spill);
         Ok(())
@@ -117,7 +130,7 @@ impl ValueWriter {
         } else {
             write_and_hash(&mut spill.file, hasher, data)
         };
-        written.map_err(|error| StoreError::io("write an artifact to", &spill.path, error))
+        written.map_err(|error| spill.failed(error))
     }
 
     /// Ends the value; a blob is durable and has its name when this returns.
@@ -134,17 +147,23 @@ impl ValueWriter {
 
 /// Stores bytes that are complete in memory, one part after the other: hashed first, so that
 /// nothing is written if the store has them already.
-pub fn store_parts(store: &Datastore, parts: &[&[u8]]) -> Result<StoredValue, StoreError> {
+pub fn store_parts(store: &Datastore, artifact: &str, parts: &[&[u8]]) -> Result<StoredValue, StoreError> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
-    if length <= INLINE_LIMIT {
-        return Ok(StoredValue::Inline(parts.concat()));
-    }
+    if length <= INLINE_LIMIT { Ok(StoredValue::Inline(parts.concat())) } else { parts_as_blob(store, artifact, parts) }
+}
+
+/// Like [`store_parts`], but whatever the size.
+pub fn store_as_blob(store: &Datastore, artifact: &str, data: &[u8]) -> Result<StoredValue, StoreError> {
+    parts_as_blob(store, artifact, &[data])
+}
+
+fn parts_as_blob(store: &Datastore, artifact: &str, parts: &[&[u8]]) -> Result<StoredValue, StoreError> {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
     let hash = parallel_hash::hash_parts(parts).to_hex().to_string();
     if !reuse(store, &hash, length as u64) {
-        let mut spill = Spill::create(store)?;
+        let mut spill = Spill::create(store, artifact)?;
         for part in parts {
-            write_in_strides(&mut spill.file, part)
-                .map_err(|error| StoreError::io("write an artifact to", &spill.path, error))?;
+            write_in_strides(&mut spill.file, part).map_err(|error| spill.failed(error))?;
         }
         spill.publish(store, &hash)?;
     }
@@ -157,19 +176,23 @@ pub fn hash_of_bytes(data: &[u8]) -> String {
 }
 
 impl Spill {
-    fn create(store: &Datastore) -> Result<Self, StoreError> {
+    fn create(store: &Datastore, artifact: &str) -> Result<Self, StoreError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!(".new-{}-{number}-{}", std::process::id(), start_nanos());
         let path = store.blob_folder().join(name);
         let file = create_in_folder(&path, || OpenOptions::new().write(true).create_new(true).open(&path))?;
-        Ok(Self { file, path })
+        Ok(Self { artifact: artifact.to_owned(), file, path })
+    }
+
+    fn failed(&self, error: std::io::Error) -> StoreError {
+        writing(&self.artifact, &self.path, error)
     }
 
     fn publish(self, store: &Datastore, hash: &str) -> Result<(), StoreError> {
         let target = store.blob_path(hash);
         if store.remote().is_none() {
-            self.file.sync_data().map_err(|error| StoreError::io("write an artifact to", &target, error))?;
+            self.file.sync_data().map_err(|error| writing(&self.artifact, &target, error))?;
         }
         let folder = target.parent().expect("a blob lies in a folder");
         let renamed = match fs::rename(&self.path, &target) {
@@ -179,7 +202,7 @@ impl Spill {
             }
             other => other,
         };
-        renamed.map_err(|error| StoreError::io("write an artifact to", &target, error))?;
+        renamed.map_err(|error| writing(&self.artifact, &target, error))?;
         if store.remote().is_some() {
             return Ok(());
         }
@@ -188,6 +211,10 @@ impl Spill {
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
         Ok(())
     }
+}
+
+fn writing(artifact: &str, path: &Path, error: std::io::Error) -> StoreError {
+    StoreError::io(format!("write artifact `{artifact}` to"), path, error)
 }
 
 /// Pid namespaces share a folder over a network file system, so a pid alone is not unique.
@@ -335,6 +362,21 @@ pub fn fetch(store: &Datastore, blobs: &[(String, u64)]) -> Result<(), StoreErro
     let Some(remote) = store.remote() else { return Ok(()) };
     let absent: Vec<_> = blobs.iter().filter(|(hash, _)| !store.blob_path(hash).exists()).cloned().collect();
     if absent.is_empty() { Ok(()) } else { remote.fetch_blobs(store, &absent) }
+}
+
+/// Whether only parts of a blob should travel: it is large and not on this machine.
+pub fn is_better_in_parts(store: &Datastore, hash: &str, length: u64) -> bool {
+    length > FETCHED_WHOLE && store.remote().is_some() && !store.blob_path(hash).exists()
+}
+
+/// Two parts of a blob that stays where it is; see [`crate::Remote`]. Nothing is verified.
+pub fn read_remote_parts(
+    store: &Datastore,
+    hash: &str,
+    first: std::ops::Range<u64>,
+    second: impl FnOnce(&[u8]) -> Option<std::ops::Range<u64>> + Send,
+) -> Option<Vec<u8>> {
+    store.remote()?.read_blob_parts(hash, first, second)
 }
 
 /// Reads part of a blob without mapping or verifying it: the caller has a checksum of the part.

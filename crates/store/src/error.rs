@@ -1,5 +1,6 @@
 //! What can go wrong with stored artifacts, sorted by what a caller can do about it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,14 +15,14 @@ pub enum StoreError {
     /// The bytes are not those that were written. No retry helps.
     Damaged(String),
     /// The file system refused. A retry helps once its reason is gone (a full disk).
-    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    Io { doing: Cow<'static, str>, path: PathBuf, source: io::Error },
     /// A remote store refused or cannot be reached; what a retry can mend was retried.
     Remote(ObjectError),
 }
 
 impl StoreError {
-    pub fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { doing, path: path.to_owned(), source }
+    pub fn io(doing: impl Into<Cow<'static, str>>, path: &Path, source: io::Error) -> Self {
+        Self::Io { doing: doing.into(), path: path.to_owned(), source }
     }
 }
 

@@ -2,12 +2,14 @@
 //! a folder of this machine before it), and run metadata in SQLite. What a task may or may not write, and when, is decided elsewhere.
 
 pub mod blob;
+pub mod conformance;
 pub mod error;
 pub mod identity;
 pub mod location;
 pub mod log;
 pub mod objects;
 pub mod pack;
+mod pack_builder;
 mod parallel_hash;
 pub mod read;
 pub mod remote;

@@ -5,21 +5,21 @@
 //! ```
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ferroflow_core::id::{AttemptId, TaskId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::blob::{StoredValue, damaged};
+use crate::blob::damaged;
 use crate::error::StoreError;
-use crate::location::{Datastore, PackPlace, create_in_folder};
+use crate::location::{Datastore, PackPlace};
+pub use crate::pack_builder::{Description, PackBuilder};
 
-const MAGIC: &[u8; 8] = b"FERROPCK";
-const VERSION: u32 = 1;
-const PREAMBLE: usize = 48;
-const CHECKSUM: std::ops::Range<usize> = 16..48;
+pub(crate) const MAGIC: &[u8; 8] = b"FERROPCK";
+pub(crate) const VERSION: u32 = 1;
+pub(crate) const PREAMBLE: usize = 48;
+pub(crate) const CHECKSUM: std::ops::Range<usize> = 16..48;
 
 /// How a value became bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,195 +221,9 @@ fn number_at(bytes: &[u8], offset: usize) -> u32 {
     u32::from_le_bytes([bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3]])
 }
 
-fn checksum(bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn checksum(bytes: &[u8]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&bytes[..CHECKSUM.start]);
     hasher.update(&bytes[CHECKSUM.end..]);
     *hasher.finalize().as_bytes()
-}
-
-/// A pack being put together.
-#[derive(Debug)]
-pub struct PackBuilder {
-    store: Datastore,
-    place: PackPlace,
-    artifacts: Vec<(String, Artifact)>,
-    items: Option<ForeachItems>,
-    inline: Vec<u8>,
-    /// Blobs that this builder was given, as opposed to those it passes on.
-    own_blobs: Vec<(String, u64)>,
-}
-
-/// What [`PackBuilder::add`] has to know about a value beside its bytes.
-#[derive(Clone, Debug)]
-pub struct Description {
-    pub type_name: String,
-    pub preview: Option<String>,
-    pub encoding: Encoding,
-    /// Length of the pickle when buffers follow it.
-    pub pickle: u64,
-    pub buffers: Vec<(u64, u64)>,
-}
-
-impl PackBuilder {
-    pub fn new(store: Datastore, place: PackPlace) -> Self {
-        Self { store, place, artifacts: Vec::new(), items: None, inline: Vec::new(), own_blobs: Vec::new() }
-    }
-
-    pub fn store(&self) -> &Datastore {
-        &self.store
-    }
-
-    pub fn place(&self) -> &PackPlace {
-        &self.place
-    }
-
-    pub fn artifact(&self, name: &str) -> Option<&Artifact> {
-        self.artifacts.iter().find(|(own, _)| own == name).map(|(_, artifact)| artifact)
-    }
-
-    /// Adds a value or replaces the one of that name.
-    pub fn add(&mut self, name: &str, description: Description, value: &StoredValue) {
-        let hash = digest(&description, value);
-        let size = stored_length(value);
-        let at = self.keep(value);
-        let artifact = Artifact {
-            type_name: description.type_name,
-            size,
-            hash,
-            encoding: description.encoding,
-            preview: description.preview,
-            at,
-            pickle: description.pickle,
-            buffers: description.buffers,
-        };
-        self.put(name, artifact);
-    }
-
-    /// Forwards an artifact of another pack as it is: inline bytes are copied, blobs named.
-    pub fn pass_on(&mut self, name: &str, source: &Pack) -> Result<(), StoreError> {
-        let mut artifact = source.require(name)?.clone();
-        if let ValuePlace::Inline(offset, length) = artifact.at {
-            let bytes = source.inline(offset, length)?;
-            artifact.at = ValuePlace::Inline(self.inline.len() as u64, length);
-            self.inline.extend_from_slice(bytes);
-        }
-        self.put(name, artifact);
-        Ok(())
-    }
-
-    pub fn set_items(&mut self, variable: &str, count: u64, value: &StoredValue) {
-        let at = self.keep(value);
-        self.items = Some(ForeachItems { variable: variable.to_owned(), count, at });
-    }
-
-    fn keep(&mut self, value: &StoredValue) -> ValuePlace {
-        match value {
-            StoredValue::Inline(bytes) => {
-                let offset = self.inline.len() as u64;
-                self.inline.extend_from_slice(bytes);
-                ValuePlace::Inline(offset, bytes.len() as u64)
-            }
-            StoredValue::Blob { hash, length } => {
-                self.own_blobs.push((hash.clone(), *length));
-                ValuePlace::Blob(hash.clone(), *length)
-            }
-        }
-    }
-
-    fn put(&mut self, name: &str, artifact: Artifact) {
-        match self.artifacts.iter_mut().find(|(own, _)| own == name) {
-            Some((_, old)) => *old = artifact,
-            None => self.artifacts.push((name.to_owned(), artifact)),
-        }
-    }
-
-    /// Writes the pack; it is durable and complete when its name appears.
-    pub fn commit(&mut self, outcome: Value) -> Result<(), StoreError> {
-        let header = PackHeader {
-            flow: self.place.flow.as_ref().to_owned(),
-            run: self.place.run.as_str().to_owned(),
-            step: self.place.step.as_ref().to_owned(),
-            task: self.place.id.task.0,
-            attempt: self.place.id.attempt,
-            outcome,
-            artifacts: self.artifacts.clone(),
-            items: self.items.clone(),
-        };
-        let path = self.store.pack_path(&self.place);
-        let bytes = self.assemble(&header);
-        let Some(remote) = self.store.remote() else { return write_durably(&path, &bytes) };
-        remote.put_pack(&self.store, &self.place, bytes.clone(), &self.blobs_to_upload())?;
-        // The copy saves the tasks after this one a download; doing without it is no error.
-        let _ = write_durably(&path, &bytes);
-        Ok(())
-    }
-
-    /// Blobs given to this builder that the pack still names, each once.
-    fn blobs_to_upload(&self) -> Vec<(String, u64)> {
-        let places = self.artifacts.iter().map(|(_, artifact)| &artifact.at);
-        let named: Vec<&String> = places
-            .chain(self.items.iter().map(|items| &items.at))
-            .filter_map(|at| if let ValuePlace::Blob(hash, _) = at { Some(hash) } else { None })
-            .collect();
-        let mut wanted = self.own_blobs.clone();
-        wanted.retain(|(hash, _)| named.contains(&hash));
-        wanted.sort_unstable();
-        wanted.dedup();
-        wanted
-    }
-
-    fn assemble(&self, header: &PackHeader) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(PREAMBLE + 2048 + self.inline.len());
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[0; 36]);
-        serde_json::to_writer(&mut bytes, header).expect("a header is plain data");
-        let header_length = u32::try_from(bytes.len() - PREAMBLE).expect("a header is below 4 GiB");
-        bytes[12..16].copy_from_slice(&header_length.to_le_bytes());
-        bytes.extend_from_slice(&self.inline);
-        let sum = checksum(&bytes);
-        bytes[CHECKSUM].copy_from_slice(&sum);
-        bytes
-    }
-}
-
-fn stored_length(value: &StoredValue) -> u64 {
-    match value {
-        StoredValue::Inline(bytes) => bytes.len() as u64,
-        StoredValue::Blob { length, .. } => *length,
-    }
-}
-
-fn digest(description: &Description, value: &StoredValue) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(description.encoding.as_str().as_bytes());
-    hasher.update(&description.pickle.to_le_bytes());
-    hasher.update(&(description.buffers.len() as u64).to_le_bytes());
-    for (offset, length) in &description.buffers {
-        hasher.update(&offset.to_le_bytes());
-        hasher.update(&length.to_le_bytes());
-    }
-    match value {
-        StoredValue::Inline(bytes) => hasher.update(blake3::hash(bytes).to_hex().as_bytes()),
-        StoredValue::Blob { hash, .. } => hasher.update(hash.as_bytes()),
-    };
-    hasher.finalize().to_hex().to_string()
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("pack");
-    let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let result = write_new(&temporary, bytes)
-        .and_then(|()| fs::rename(&temporary, path).map_err(|error| StoreError::io("write", path, error)));
-    if result.is_err() {
-        // Best effort: the reason is already being told.
-        let _ = fs::remove_file(&temporary);
-    }
-    result
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let mut file = create_in_folder(path, || fs::File::create(path))?;
-    file.write_all(bytes).and_then(|()| file.sync_data()).map_err(|error| StoreError::io("write", path, error))
 }

@@ -2,7 +2,9 @@
 //! many there are. After the items comes a table with one entry of [`ENTRY`] bytes for each:
 //! offset (u64), length (u64), encoding (u8 in a u64), hash of the item (16), hash of the entry (8).
 
-use ferroflow_store::blob::{StoredValue, ValueWriter, read_part};
+use std::ops::Range;
+
+use ferroflow_store::blob::{StoredValue, ValueWriter, is_better_in_parts, read_part, read_remote_parts};
 use ferroflow_store::pack::{Encoding, Pack, ValuePlace};
 use ferroflow_store::{Datastore, StoreError};
 
@@ -23,8 +25,9 @@ pub struct Item {
 }
 
 impl ItemsWriter {
-    pub fn new(store: Datastore) -> Self {
-        Self { writer: ValueWriter::new(store), table: Vec::new(), count: 0 }
+    /// Items of a foreach over `variable`.
+    pub fn new(store: Datastore, variable: &str) -> Self {
+        Self { writer: ValueWriter::new(store, variable), table: Vec::new(), count: 0 }
     }
 
     pub fn push(&mut self, encoding: Encoding, bytes: &[u8]) -> Result<(), StoreError> {
@@ -48,6 +51,36 @@ impl ItemsWriter {
     }
 }
 
+/// Where an item is, and what its bytes have to be.
+struct Entry {
+    offset: u64,
+    length: u64,
+    encoding: Encoding,
+    hash: [u8; 16],
+}
+
+impl Entry {
+    /// `None` when the bytes are not the entry of item `index`.
+    fn parse(index: u64, bytes: &[u8]) -> Option<Self> {
+        let own: &[u8; ENTRY as usize] = bytes.try_into().ok()?;
+        if entry_hash(index, own) != own[40..] {
+            return None;
+        }
+        let encoding = encoding_of(number_at(own, 16))?;
+        Some(Self {
+            offset: number_at(own, 0),
+            length: number_at(own, 8),
+            encoding,
+            hash: own[24..40].try_into().ok()?,
+        })
+    }
+
+    fn item(&self, bytes: Vec<u8>) -> Option<Item> {
+        let whole = bytes.len() as u64 == self.length && blake3::hash(&bytes).as_bytes()[..16] == self.hash;
+        whole.then_some(Item { encoding: self.encoding, bytes })
+    }
+}
+
 /// Item `index` of a pack's foreach; `None` when its items were not stored one by one.
 pub fn read_item(store: &Datastore, pack: &Pack, variable: &str, index: u64) -> Result<Option<Item>, StoreError> {
     let Some(items) = pack.header.items.as_ref().filter(|items| items.variable == variable) else {
@@ -60,7 +93,17 @@ pub fn read_item(store: &Datastore, pack: &Pack, variable: &str, index: u64) -> 
             items.count
         )));
     }
+    let (ValuePlace::Inline(_, total) | ValuePlace::Blob(_, total)) = &items.at;
     let what = || format!("item {index} of {}", pack.describe(variable));
+    let bad = || damaged(store, pack, &items.at, &what());
+    let table = total.checked_sub(items.count.saturating_mul(ENTRY)).ok_or_else(bad)?;
+    let place = table + index * ENTRY..table + (index + 1) * ENTRY;
+    if let ValuePlace::Blob(hash, size) = &items.at
+        && is_better_in_parts(store, hash, *size)
+        && let Some(item) = item_from_afar(store, hash, index, place.clone())
+    {
+        return Ok(Some(item));
+    }
     let read = |offset: u64, length: u64| match &items.at {
         ValuePlace::Inline(start, _) => pack.inline(start + offset, length).map(<[u8]>::to_vec),
         ValuePlace::Blob(hash, size) => {
@@ -68,31 +111,30 @@ pub fn read_item(store: &Datastore, pack: &Pack, variable: &str, index: u64) -> 
             read_part(store, (hash, *size), offset, length, &what)
         }
     };
-    let total = match &items.at {
-        ValuePlace::Inline(_, length) | ValuePlace::Blob(_, length) => *length,
+    let entry = Entry::parse(index, &read(place.start, ENTRY)?).ok_or_else(bad)?;
+    let bytes = read(entry.offset, entry.length)?;
+    entry.item(bytes).ok_or_else(bad).map(Some)
+}
+
+/// The entry and the item alone, from a blob that is not on this machine.
+fn item_from_afar(store: &Datastore, hash: &str, index: u64, place: Range<u64>) -> Option<Item> {
+    let mut found = None;
+    let bytes = read_remote_parts(store, hash, place, |bytes| {
+        let entry = found.insert(Entry::parse(index, bytes)?);
+        Some(entry.offset..entry.offset.checked_add(entry.length)?)
+    })?;
+    found?.item(bytes)
+}
+
+fn damaged(store: &Datastore, pack: &Pack, at: &ValuePlace, what: &str) -> StoreError {
+    let file = match at {
+        ValuePlace::Inline(..) => pack.path().to_owned(),
+        ValuePlace::Blob(hash, _) => store.blob_path(hash),
     };
-    let bad = || {
-        let file = match &items.at {
-            ValuePlace::Inline(..) => pack.path().to_owned(),
-            ValuePlace::Blob(hash, _) => store.blob_path(hash),
-        };
-        StoreError::Damaged(format!(
-            "the data of {} is damaged: the file `{}` does not match its checksum; run the step again to make it anew",
-            what(),
-            file.display()
-        ))
-    };
-    let table = total.checked_sub(items.count.saturating_mul(ENTRY)).ok_or_else(bad)?;
-    let entry = read(table + index * ENTRY, ENTRY)?;
-    if entry_hash(index, &entry) != entry[40..] {
-        return Err(bad());
-    }
-    let encoding = encoding_of(number_at(&entry, 16)).ok_or_else(bad)?;
-    let bytes = read(number_at(&entry, 0), number_at(&entry, 8))?;
-    if blake3::hash(&bytes).as_bytes()[..16] != entry[24..40] {
-        return Err(bad());
-    }
-    Ok(Some(Item { encoding, bytes }))
+    StoreError::Damaged(format!(
+        "the data of {what} is damaged: the file `{}` does not match its checksum; run the step again to make it anew",
+        file.display()
+    ))
 }
 
 fn entry_hash(index: u64, entry: &[u8]) -> [u8; 8] {

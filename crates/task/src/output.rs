@@ -27,8 +27,8 @@ impl TaskOutput {
     }
 
     /// A sink for a value's encoding; hand it to [`Self::add_pickle`] when it is complete.
-    pub fn value_writer(&self) -> ValueWriter {
-        ValueWriter::new(self.builder.store().clone())
+    pub fn value_writer(&self, name: &str) -> ValueWriter {
+        ValueWriter::new(self.builder.store().clone(), name)
     }
 
     /// JSON text of a plain value.
@@ -39,7 +39,7 @@ impl TaskOutput {
 
     /// Bytes as they are.
     pub fn add_raw(&mut self, name: &str, label: Label, data: &[u8]) -> Result<(), StoreError> {
-        let value = store_parts(self.builder.store(), &[data])?;
+        let value = store_parts(self.builder.store(), name, &[data])?;
         self.builder.add(name, describe(label, Encoding::Raw, 0, Vec::new()), &value);
         Ok(())
     }
@@ -55,7 +55,7 @@ impl TaskOutput {
         let pickle = writer.length();
         let table = buffer_table(pickle, buffers);
         let value = match writer.in_memory() {
-            Some(start) => store_parts(self.builder.store(), &aligned_parts(start, buffers))?,
+            Some(start) => store_parts(self.builder.store(), name, &aligned_parts(start, buffers))?,
             None => {
                 for buffer in buffers {
                     writer.align()?;
@@ -101,7 +101,8 @@ impl TaskOutput {
 
     /// Writes the pack durably.
     pub fn commit(&mut self, outcome: Value) -> Result<(), StoreError> {
-        self.builder.commit(outcome)
+        let splits = outcome.pointer("/transition/num_splits").and_then(Value::as_u64);
+        self.builder.commit(outcome, splits.unwrap_or(1))
     }
 }
 

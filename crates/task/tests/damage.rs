@@ -29,7 +29,7 @@ fn filled(root: &Path) -> Datastore {
     output.add_json("small", label(), b"[1,2]".to_vec());
     output.add_raw("raw", label(), b"bytes").expect("add");
     output.add_raw("large", label(), &big(1)).expect("add");
-    let mut items = ItemsWriter::new(store.clone());
+    let mut items = ItemsWriter::new(store.clone(), "small");
     for item in 0..3_u8 {
         items.push(Encoding::Json, &[b'0' + item]).expect("push");
     }
@@ -168,7 +168,7 @@ fn flipped_bytes_of_items_are_found_by_the_split_that_reads_them() {
     let root = tempfile::tempdir().expect("folder");
     let store = Datastore::new(root.path());
     let mut output = TaskOutput::new(store.clone(), here());
-    let mut items = ItemsWriter::new(store.clone());
+    let mut items = ItemsWriter::new(store.clone(), "small");
     for index in 0..2000_u32 {
         items.push(Encoding::Raw, &[index as u8; 40]).expect("push");
     }
@@ -213,7 +213,7 @@ fn many_writers_of_one_blob_agree() {
             scope.spawn(move || {
                 let mut output = TaskOutput::new(store.clone(), place("F", "1", "s", task, 0));
                 output.add_raw("x", label(), &data).expect("add");
-                let mut writer = output.value_writer();
+                let mut writer = output.value_writer("x");
                 for part in data.chunks(1000) {
                     writer.write(part).expect("write");
                 }
@@ -248,7 +248,7 @@ fn an_unfinished_value_leaves_nothing_behind() {
     let root = tempfile::tempdir().expect("folder");
     let store = Datastore::new(root.path());
     let output = TaskOutput::new(store, here());
-    let mut writer = output.value_writer();
+    let mut writer = output.value_writer("x");
     writer.write(&big(3)).expect("write");
     assert_eq!(walk(&root.path().join("data")).len(), 1);
     drop(writer);

@@ -9,6 +9,7 @@ use futures::TryStreamExt;
 use object_store::{GetOptions, GetRange, PutMode, PutOptions, PutPayload};
 
 use super::connect::{Patience, connect};
+use super::told::is_outside;
 use super::{Client, Doing, Remote};
 use crate::error::StoreError;
 
@@ -64,14 +65,10 @@ impl RemoteObjects {
         let got = async { client.store.get_opts(&self.remote.path(key), options).await?.bytes().await };
         match got.await {
             Ok(bytes) => Ok(Some(bytes.to_vec())),
-            Err(error) => match self.remote.tell(Doing::Read, key, &error) {
-                _ if matches!(error, object_store::Error::NotFound { .. }) => Ok(None),
-                // Nothing new since `from`.
-                ObjectError::Unavailable(text) if from > 0 && text.contains("the server answered 416") => {
-                    Ok(Some(Vec::new()))
-                }
-                told => Err(told),
-            },
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            // Nothing new since `from`.
+            Err(error) if from > 0 && is_outside(&error) => Ok(Some(Vec::new())),
+            Err(error) => Err(self.remote.tell(Doing::Read, key, &error)),
         }
     }
 

@@ -13,7 +13,7 @@ use object_store::client::{
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
-use super::{Client, Doing, Remote, RequestCount, aws};
+use super::{Client, Doing, Remote, RequestCount, aws, memory};
 
 /// The kinds of remote stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Kind {
     S3,
     Azure,
     Gs,
+    /// In this process, for tests.
+    Memory,
 }
 
 impl Kind {
@@ -29,6 +31,7 @@ impl Kind {
             "s3" => Some(Self::S3),
             "azure" => Some(Self::Azure),
             "gs" => Some(Self::Gs),
+            "memory" => Some(Self::Memory),
             _ => None,
         }
     }
@@ -38,6 +41,7 @@ impl Kind {
             Self::S3 => "s3",
             Self::Azure => "azure",
             Self::Gs => "gs",
+            Self::Memory => "memory",
         }
     }
 
@@ -52,6 +56,7 @@ impl Kind {
             // The peer's roots of Azure are `container/path`.
             Self::Azure => &["azure://", "az://", ""],
             Self::Gs => &["gs://"],
+            Self::Memory => &["memory://"],
         };
         let example = format!("{}://{}/path", self.scheme(), self.bucket_word());
         let rest = schemes
@@ -62,7 +67,8 @@ impl Kind {
         if bucket.is_empty() {
             return Err(format!("`{root}` names no {}: write it as `{example}`", self.bucket_word()));
         }
-        Ok((bucket.to_owned(), prefix.trim_matches('/').to_owned()))
+        let segments: Vec<&str> = prefix.split('/').filter(|segment| !segment.is_empty()).collect();
+        Ok((bucket.to_owned(), segments.join("/")))
     }
 }
 
@@ -125,6 +131,7 @@ pub(super) fn connect(remote: &Remote, patience: Patience) -> Result<Client, Obj
         Kind::S3 => connect_s3(remote, patience),
         Kind::Azure => connect_azure(remote, patience),
         Kind::Gs => connect_gs(remote, patience),
+        Kind::Memory => Ok(memory::connect(&remote.bucket)),
     }
 }
 
@@ -243,7 +250,7 @@ mod tests {
 
     #[test]
     fn roots_are_split_or_refused_with_an_example() {
-        assert_eq!(Kind::S3.split("s3://b/a/c/"), Ok(("b".into(), "a/c".into())));
+        assert_eq!(Kind::S3.split("s3://b/a//c/"), Ok(("b".into(), "a/c".into())));
         assert_eq!(Kind::Azure.split("box/a"), Ok(("box".into(), "a".into())));
         assert_eq!(Kind::Gs.split("gs://b"), Ok(("b".into(), String::new())));
         assert_eq!(

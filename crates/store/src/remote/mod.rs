@@ -11,6 +11,7 @@ pub mod cache;
 mod connect;
 mod ini;
 pub mod log;
+mod memory;
 pub mod s3;
 mod told;
 mod transfer;
@@ -30,6 +31,7 @@ use crate::location::PackPlace;
 
 pub use connect::Kind;
 pub(crate) use told::Doing;
+pub(crate) use transfer::BlobUpload;
 
 /// Requests sent, retries included.
 #[derive(Debug, Default)]
@@ -90,7 +92,9 @@ impl Remote {
 
     pub(crate) fn path(&self, key: &str) -> ObjectPath {
         let key = self.scoped(key);
-        if self.prefix.is_empty() { ObjectPath::from(key) } else { ObjectPath::from(format!("{}/{key}", self.prefix)) }
+        let whole = if self.prefix.is_empty() { key } else { format!("{}/{key}", self.prefix) };
+        // As it is, not as `From` would escape it: what is listed has to read the same.
+        ObjectPath::parse(&whole).unwrap_or_else(|_| ObjectPath::from(whole))
     }
 
     /// Run ids are numbers that each metadata store counts by itself, so two laptops that share a

@@ -35,6 +35,7 @@ impl Doing {
             (Kind::Gs, Self::Read | Self::Sign) => "storage.objects.get",
             (Kind::Gs, Self::Write) => "storage.objects.create",
             (Kind::Gs, Self::List) => "storage.objects.list",
+            (Kind::Memory, _) => "everything",
         }
     }
 }
@@ -96,6 +97,11 @@ fn answer(error: &object_store::Error) -> Option<(u16, String)> {
     let text = error.to_string();
     let rest = &text[text.find(BEFORE)? + BEFORE.len()..];
     Some((rest.get(..3)?.parse().ok()?, rest.to_owned()))
+}
+
+/// The object is there, and shorter than what was asked for.
+pub(crate) fn is_outside(error: &object_store::Error) -> bool {
+    answer(error).map(|(status, _)| status) == Some(416) || error.to_string().contains("Wanted range starting at")
 }
 
 fn says_no_bucket(error: &object_store::Error) -> bool {

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,6 +15,7 @@ use futures::stream;
 use memmap2::Mmap;
 use object_store::{GetOptions, GetRange, MultipartUpload, ObjectStoreExt, PutPayload, UploadPart};
 
+use super::told::is_outside;
 use super::{Client, Doing, Remote};
 use crate::blob::hash_of_bytes;
 use crate::error::StoreError;
@@ -33,6 +35,15 @@ const SAMPLE: usize = 256 << 10;
 const WORTH: f64 = 0.8;
 const LEVEL: i32 = 1;
 
+/// A blob to be uploaded, and whose it is.
+#[derive(Clone, Debug)]
+pub(crate) struct BlobUpload {
+    pub hash: String,
+    pub artifact: String,
+    /// Readers want parts of it: it is not compressed.
+    pub in_parts: bool,
+}
+
 /// A blob by its hash, and its length.
 pub(crate) type BlobName = (String, u64);
 
@@ -43,11 +54,11 @@ impl Remote {
         store: &Datastore,
         place: &PackPlace,
         bytes: Vec<u8>,
-        blobs: &[BlobName],
+        blobs: &[BlobUpload],
     ) -> Result<(), StoreError> {
         let key = self.pack_key(place);
         self.block_on(async |client| {
-            let mut uploads = stream::iter(blobs.iter().map(|blob| self.put_blob(client, store, blob)))
+            let mut uploads = stream::iter(blobs.iter().map(|blob| self.put_blob_of(client, store, blob)))
                 .buffer_unordered(PARTS_AT_ONCE);
             while let Some(result) = uploads.next().await {
                 result?;
@@ -57,8 +68,17 @@ impl Remote {
         })
     }
 
-    async fn put_blob(&self, client: &Client, store: &Datastore, blob: &BlobName) -> Result<(), ObjectError> {
-        let key = Self::blob_key(&blob.0);
+    async fn put_blob_of(&self, client: &Client, store: &Datastore, blob: &BlobUpload) -> Result<(), ObjectError> {
+        let named = |text: String| format!("artifact `{}` cannot be stored: {text}", blob.artifact);
+        self.put_blob(client, store, blob).await.map_err(|error| match error {
+            ObjectError::Denied(text) => ObjectError::Denied(named(text)),
+            ObjectError::NotFound(text) => ObjectError::NotFound(named(text)),
+            ObjectError::Unavailable(text) => ObjectError::Unavailable(named(text)),
+        })
+    }
+
+    async fn put_blob(&self, client: &Client, store: &Datastore, blob: &BlobUpload) -> Result<(), ObjectError> {
+        let key = Self::blob_key(&blob.hash);
         match client.store.head(&self.path(&key)).await {
             Ok(_) => return Ok(()),
             Err(object_store::Error::NotFound { .. }) => {}
@@ -66,9 +86,9 @@ impl Remote {
             Err(object_store::Error::PermissionDenied { .. }) => {}
             Err(error) => return Err(self.tell(Doing::Read, &key, &error)),
         }
-        let path = store.blob_path(&blob.0);
+        let path = store.blob_path(&blob.hash);
         let content = map(&path).map_err(|error| local("read", &path, &error))?;
-        let source = if pays(&content) { Source::zstd(content)? } else { Source::raw(content) };
+        let source = if !blob.in_parts && pays(&content) { Source::zstd(content)? } else { Source::raw(content) };
         if source.length() <= PART {
             let put = client.store.put(&self.path(&key), source.whole()?).await;
             return put.map(drop).map_err(|error| self.tell(Doing::Write, &key, &error));
@@ -154,40 +174,60 @@ impl Remote {
         let key = Self::blob_key(hash);
         let target = store.blob_path(hash);
         let mut sink = Sink::create(&target).map_err(|error| local("write", &target, &error))?;
-        let first = self.get_range(client, &key, 0..PART as u64).await?;
-        let (size, bytes) = first;
-        sink.take(&bytes).map_err(|error| local("write", &target, &error))?;
-        let rest = (PART as u64..size).step_by(PART).map(|start| start..size.min(start + PART as u64));
-        let mut parts = stream::iter(rest.map(|range| self.get_range(client, &key, range))).buffered(PARTS_AT_ONCE);
-        while let Some(part) = parts.next().await {
-            sink.take(&part?.1).map_err(|error| local("write", &target, &error))?;
-        }
         let damaged = || {
             ObjectError::Unavailable(format!(
                 "`{}` is damaged: it does not match its checksum; run the step that made it again",
                 self.url(&key)
             ))
         };
+        let (size, bytes) = self.get_range(client, &key, 0..PART as u64).await?.ok_or_else(damaged)?;
+        sink.take(&bytes).map_err(|error| local("write", &target, &error))?;
+        let rest = (PART as u64..size).step_by(PART).map(|start| start..size.min(start + PART as u64));
+        let mut parts = stream::iter(rest.map(|range| self.get_range(client, &key, range))).buffered(PARTS_AT_ONCE);
+        while let Some(part) = parts.next().await {
+            sink.take(&part?.ok_or_else(damaged)?.1).map_err(|error| local("write", &target, &error))?;
+        }
         sink.finish(hash, *length).map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => damaged(),
             _ => local("write", &target, &error),
         })
     }
 
-    /// Bytes of a range and the size of the whole object.
+    /// Two parts of a blob without the rest: the second is found by what the first says. `None`
+    /// when that does not work out, as with a blob that is compressed; fetch all of it then.
+    pub(crate) fn read_blob_parts(
+        &self,
+        hash: &str,
+        first: Range<u64>,
+        second: impl FnOnce(&[u8]) -> Option<Range<u64>> + Send,
+    ) -> Option<Vec<u8>> {
+        let key = Self::blob_key(hash);
+        let inside = |part: Range<u64>| part.start + HEAD as u64..part.end + HEAD as u64;
+        let read = self.block_on(async |client| {
+            let Some((_, entry)) = self.get_range(client, &key, inside(first)).await? else { return Ok(None) };
+            match second(&entry) {
+                None => Ok(None),
+                Some(part) if part.is_empty() => Ok(Some(Vec::new())),
+                Some(part) => Ok(self.get_range(client, &key, inside(part)).await?.map(|(_, bytes)| bytes.to_vec())),
+            }
+        });
+        read.ok().flatten()
+    }
+
+    /// Bytes of a range and the size of the whole object; `None` where that is shorter.
     async fn get_range(
         &self,
         client: &Client,
         key: &str,
-        range: std::ops::Range<u64>,
-    ) -> Result<(u64, Bytes), ObjectError> {
+        range: Range<u64>,
+    ) -> Result<Option<(u64, Bytes)>, ObjectError> {
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
         let got = async {
             let result = client.store.get_opts(&self.path(key), options).await?;
             let size = result.meta.size;
-            Ok((size, result.bytes().await?))
+            Ok(Some((size, result.bytes().await?)))
         };
-        got.await.map_err(|error| self.tell(Doing::Read, key, &error))
+        got.await.or_else(|error| if is_outside(&error) { Ok(None) } else { Err(self.tell(Doing::Read, key, &error)) })
     }
 }
 
