@@ -14,9 +14,9 @@ PYTHON_FILES := build_backend.py python tests benches examples
 # The extension is tested from Python: cargo cannot link a test program of it without libpython.
 WORKSPACE := --workspace --exclude ferroflow-python
 # Tests against real stores, a real Kubernetes and a Batch emulator, which they start on this machine.
-STORES := tests/e2e/test_object_store.py
+STORES := $(wildcard tests/e2e/test_object_store*.py)
 REMOTE := tests/e2e/remote
-PYTEST := "pytest tests --ignore=$(STORES)" "pytest $(STORES) -n 2" "pytest $(REMOTE) -n 2 -m 'not disruptive'" "pytest $(REMOTE) -n 0 -m disruptive"
+PYTEST := "pytest tests $(addprefix --ignore=,$(STORES))" "pytest $(STORES) -n 2" "pytest $(REMOTE) -n 2 -m 'not disruptive'" "pytest $(REMOTE) -n 0 -m disruptive"
 
 .PHONY: help demo build develop extension engine test test-rust test-python lint fmt bench clean
 

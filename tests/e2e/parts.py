@@ -55,14 +55,53 @@ def s3_environment(folder: Path) -> dict[str, str]:
     """A user whose datastore is on S3, below a prefix of the test's own."""
     variables = {k: v for k, v in part("s3").items() if k.startswith("AWS_")}
     put(f"{variables['AWS_ENDPOINT_URL_S3']}/{BUCKET}")
-    temporary = folder / "tmp"
-    temporary.mkdir(exist_ok=True)
     return {
         **variables,
         "METAFLOW_DEFAULT_DATASTORE": "s3",
         "METAFLOW_DATASTORE_SYSROOT_S3": f"s3://{BUCKET}/{uuid.uuid4().hex}",
-        "TMPDIR": str(temporary),
+        "TMPDIR": temporary_of(folder),
     }
+
+
+def azure_environment(folder: Path) -> dict[str, str]:
+    """A user whose datastore is a container of azurite of its own."""
+    variables = part("azure")
+    container = f"e2e{uuid.uuid4().hex[:12]}"
+    script = (
+        "import os, sys\n"
+        "from azure.storage.blob import BlobServiceClient\n"
+        "url = os.environ['AZURE_STORAGE_ENDPOINT']\n"
+        "key = os.environ['AZURE_STORAGE_ACCOUNT_KEY']\n"
+        "BlobServiceClient(url, credential=key).create_container(sys.argv[1])\n"
+    )
+    command = [str(CLUSTERS / "cluster"), "python", "-c", script, container]
+    subprocess.run(command, env={**os.environ, **variables}, check=True, capture_output=True)
+    return {
+        **variables,
+        "METAFLOW_DEFAULT_DATASTORE": "azure",
+        "METAFLOW_DATASTORE_SYSROOT_AZURE": f"{container}/root",
+        "TMPDIR": temporary_of(folder),
+    }
+
+
+def google_environment(folder: Path) -> dict[str, str]:
+    """A user whose datastore is a bucket of Google's emulator of its own."""
+    variables = part("gcs")
+    bucket = f"e2e{uuid.uuid4().hex[:12]}"
+    url = f"{variables['STORAGE_EMULATOR_HOST']}/storage/v1/b?project=test"
+    put(url, {"Content-Type": "application/json"}, f'{{"name": "{bucket}"}}'.encode(), "POST")
+    return {
+        **variables,
+        "METAFLOW_DEFAULT_DATASTORE": "gs",
+        "METAFLOW_DATASTORE_SYSROOT_GS": f"gs://{bucket}/root",
+        "TMPDIR": temporary_of(folder),
+    }
+
+
+def temporary_of(folder: Path) -> str:
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    return str(temporary)
 
 
 def kubernetes_environment(folder: Path) -> dict[str, str]:

@@ -614,3 +614,24 @@ def test_pickles_are_protocol_five(tmp_path: Path) -> None:
     value = (1, "x")
     _, info = round_trip(tmp_path, value)
     assert info["size"] == len(pickle.dumps(value, protocol=5))
+
+
+def test_what_a_wide_foreach_shares_is_named_not_copied(tmp_path: Path) -> None:
+    """Read by its splits or not: none of them has a copy in its pack."""
+    items = [[number, "x" * 20] for number in range(1000)]
+    parent = OutputPack(str(tmp_path), "F", "1", "start", 1, 0)
+    parent.set("items", items)
+    parent.set_foreach("items", items)
+    parent.commit({"ok": True, "transition": {"num_splits": 1000}})
+    source = InputPack(str(tmp_path), "F", "1", "start", 1, 0)
+    assert _artifacts.foreach_item(source, "items", 7) == items[7]
+    read, untouched, changed = (OutputPack(str(tmp_path), "F", "1", "w", n, 0) for n in (2, 3, 4))
+    value = source.get("items")
+    read.pass_on_if_unchanged("items", value, source)
+    untouched.pass_on("items", source)
+    changed.pass_on_if_unchanged("items", [*value, 1], source)
+    for task, pack in ((2, read), (3, untouched), (4, changed)):
+        pack.commit({"ok": True})
+        assert InputPack(str(tmp_path), "F", "1", "w", task, 0).get("items")[:1000] == items
+    sizes = [(tmp_path / f"F/runs/1/w/{task}.0.pack").stat().st_size for task in (2, 3, 4)]
+    assert max(sizes[:2]) < 1500 < 20_000 < sizes[2], sizes

@@ -49,7 +49,7 @@ impl Candidate {
     }
 
     /// The datastore as a machine sees it that has read and written nothing yet.
-    fn from_another_machine(&self) -> Datastore {
+    fn on_another_machine(&self) -> Datastore {
         let mut location = self.location.clone();
         if self.is_remote() {
             let number = self.machines.fetch_add(1, Ordering::Relaxed);
@@ -119,10 +119,10 @@ fn blob_of(pack: &Pack, name: &str) -> (String, u64) {
 }
 
 fn packs_come_back_on_another_machine(candidate: &Candidate) {
-    let writer = candidate.from_another_machine();
+    let writer = candidate.on_another_machine();
     let large = noise(INLINE_LIMIT + 1, 1);
     commit(&writer, &place("back", 1, 0), &[("small", b"small"), ("large", &large)]);
-    for store in [writer, candidate.from_another_machine()] {
+    for store in [writer, candidate.on_another_machine()] {
         let pack = Pack::open(&store, &place("back", 1, 0)).expect("the pack");
         assert_eq!(pack.header.outcome, json!({"ok": true}));
         assert_eq!(read(&store, &pack, "small").expect("inline"), b"small");
@@ -131,7 +131,7 @@ fn packs_come_back_on_another_machine(candidate: &Candidate) {
         after.pass_on("large", &pack).expect("pass on");
         after.commit(json!({"ok": true}), 1).expect("commit what was passed on");
     }
-    let store = candidate.from_another_machine();
+    let store = candidate.on_another_machine();
     let pack = Pack::open(&store, &place("back", 2, 0)).expect("the pack");
     assert_eq!(read(&store, &pack, "large").expect("passed on"), large);
 }
@@ -140,7 +140,7 @@ fn packs_come_back_on_another_machine(candidate: &Candidate) {
 fn values_of_every_size_come_back(candidate: &Candidate) {
     const MIB: usize = 1 << 20;
     let lengths = [0, 1, INLINE_LIMIT, INLINE_LIMIT + 1, 8 * MIB - 16, 8 * MIB - 15, 8 * MIB + 1, 21 * MIB + 7];
-    let writer = candidate.from_another_machine();
+    let writer = candidate.on_another_machine();
     let values: Vec<(String, Vec<u8>)> = lengths
         .into_iter()
         .flat_map(|length| {
@@ -149,7 +149,7 @@ fn values_of_every_size_come_back(candidate: &Candidate) {
         .collect();
     let named: Vec<(&str, &[u8])> = values.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
     commit(&writer, &place("sizes", 1, 0), &named);
-    let store = candidate.from_another_machine();
+    let store = candidate.on_another_machine();
     let pack = Pack::open(&store, &place("sizes", 1, 0)).expect("the pack");
     for (name, bytes) in &values {
         assert!(read(&store, &pack, name).expect("a value") == *bytes, "`{name}` came back changed");
@@ -157,7 +157,7 @@ fn values_of_every_size_come_back(candidate: &Candidate) {
 }
 
 fn what_is_missing_is_named(candidate: &Candidate) {
-    let store = candidate.from_another_machine();
+    let store = candidate.on_another_machine();
     let gone = place("gone", 7, 3);
     match Pack::open(&store, &gone) {
         Err(StoreError::Missing(text)) => {
@@ -176,8 +176,8 @@ fn what_is_missing_is_named(candidate: &Candidate) {
 
 fn a_repeated_attempt_replaces_the_first(candidate: &Candidate) {
     for text in [b"first".as_slice(), b"second"] {
-        commit(&candidate.from_another_machine(), &place("again", 1, 0), &[("x", text)]);
-        let store = candidate.from_another_machine();
+        commit(&candidate.on_another_machine(), &place("again", 1, 0), &[("x", text)]);
+        let store = candidate.on_another_machine();
         let pack = Pack::open(&store, &place("again", 1, 0)).expect("the pack");
         assert_eq!(read(&store, &pack, "x").expect("inline"), text);
     }
@@ -190,7 +190,7 @@ fn many_packs_and_writers_at_once(candidate: &Candidate) {
         for thread in 0..threads {
             let same = &same;
             scope.spawn(move || {
-                let store = candidate.from_another_machine();
+                let store = candidate.on_another_machine();
                 for task in 0..10 {
                     let own = format!("{thread} {task}").into_bytes();
                     commit(&store, &place("many", thread * 10 + task, 0), &[("own", &own), ("same", same)]);
@@ -198,7 +198,7 @@ fn many_packs_and_writers_at_once(candidate: &Candidate) {
             });
         }
     });
-    let store = candidate.from_another_machine();
+    let store = candidate.on_another_machine();
     let places: Vec<PackPlace> = (0..threads * 10).map(|task| place("many", task, 0)).collect();
     Pack::fetch(&store, &places).expect("fetch all at once");
     for (number, place) in (0..).zip(&places) {
@@ -212,7 +212,7 @@ fn many_packs_and_writers_at_once(candidate: &Candidate) {
 
 /// Bytes that are not what was written: an error that names the artifact, and no copy is kept.
 fn wrong_bytes_are_never_handed_on(candidate: &Candidate) {
-    let writer = candidate.from_another_machine();
+    let writer = candidate.on_another_machine();
     let value = noise(200_000, 4);
     let here = place("wrong", 1, 0);
     commit(&writer, &here, &[("x", &value)]);
@@ -222,7 +222,7 @@ fn wrong_bytes_are_never_handed_on(candidate: &Candidate) {
         let whole = raw_object(candidate, &writer, key);
         for damage in [flipped(&whole), whole[..whole.len() / 2].to_vec(), Vec::new(), b"<html>".to_vec()] {
             put_raw(candidate, &writer, key, &damage);
-            let store = candidate.from_another_machine();
+            let store = candidate.on_another_machine();
             let outcome = Pack::open(&store, &here).and_then(|pack| read(&store, &pack, "x"));
             let error = outcome.expect_err("wrong bytes").to_string();
             assert!(error.contains("is damaged"), "{error}");
@@ -263,7 +263,7 @@ fn logs_come_back_on_another_machine(candidate: &Candidate) {
         step: "logs".into(),
         id: AttemptId { task: TaskId(task), attempt: 0 },
     };
-    let logs = log_store(candidate.from_another_machine());
+    let logs = log_store(candidate.on_another_machine());
     for task in 0..20 {
         logs.append(&place(task), Stream::Stdout, 1, &[format!("out {task}").into_bytes()]).expect("append");
         logs.append(&place(task), Stream::Stderr, 2, &[b"\xff\n\0".to_vec()]).expect("append");
@@ -271,7 +271,7 @@ fn logs_come_back_on_another_machine(candidate: &Candidate) {
     }
     logs.close(&place(99));
     drop(logs);
-    let logs = log_store(candidate.from_another_machine());
+    let logs = log_store(candidate.on_another_machine());
     for task in 0..20 {
         let lines = logs.read(&place(task)).expect("read");
         let bytes: Vec<Vec<u8>> = lines.iter().map(|line| line.bytes.clone()).collect();
@@ -281,13 +281,13 @@ fn logs_come_back_on_another_machine(candidate: &Candidate) {
 }
 
 fn parts_are_read_without_the_rest(candidate: &Candidate) {
-    let writer = candidate.from_another_machine();
+    let writer = candidate.on_another_machine();
     let items = vec![b'i'; 3 << 20];
     let mut pack = PackBuilder::new(writer.clone(), place("parts", 1, 0));
     pack.set_items("items", 1, &stored(&writer, "items", &items));
     pack.commit(json!({"ok": true}), 1).expect("commit");
     let hash = blake3::hash(&items).to_hex().to_string();
-    let store = candidate.from_another_machine();
+    let store = candidate.on_another_machine();
     let found = read_remote_parts(&store, &hash, 10..20, |first| (first == b"iiiiiiiiii").then_some(40..43));
     assert_eq!(found.as_deref(), Some(b"iii".as_slice()));
     assert!(!store.blob_path(&hash).exists(), "the whole blob was fetched");
