@@ -10,7 +10,7 @@ use ferroflow_core::id::StepName;
 use ferroflow_core::port::Stream;
 use ferroflow_core::run::StepProgress;
 use ferroflow_core::task::Millis;
-use ferroflow_engine::console::{Console, Progress, TaskLabel, Tone};
+use ferroflow_engine::console::{Console, Holdup, Progress, TaskLabel, Tone};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -149,7 +149,7 @@ impl LiveConsole {
         });
     }
 
-    fn show(&mut self, step: &StepProgress, width: usize, reason: Option<&String>) {
+    fn show(&mut self, step: &StepProgress, width: usize, holdup: Option<&Holdup>) {
         let total = step.done + step.failed + step.running + step.starting + step.queued;
         if total == 0 {
             return;
@@ -165,7 +165,7 @@ impl LiveConsole {
         bar.set_prefix(format!("{:width$}", step.step.as_str()));
         bar.set_length(total);
         bar.set_position(step.done);
-        bar.set_message(describe(step, bar, reason));
+        bar.set_message(describe(step, bar, holdup));
         bar.tick();
     }
 
@@ -193,16 +193,22 @@ fn style() -> ProgressStyle {
         .progress_chars("━━─")
 }
 
-/// `3 running, 12 waiting (reason), 1 failed, 20s left`.
-fn describe(step: &StepProgress, bar: &ProgressBar, reason: Option<&String>) -> String {
+/// `3 running, 2 starting, 12 waiting (reason), 1 failed, 20s left`.
+fn describe(step: &StepProgress, bar: &ProgressBar, holdup: Option<&Holdup>) -> String {
+    let nothing = Holdup::default();
+    let holdup = holdup.unwrap_or(&nothing);
     let mut parts = Vec::new();
-    let active = step.running + step.starting;
+    let active = (step.running + step.starting).saturating_sub(holdup.waiting + holdup.on_their_way);
     if active > 0 {
         parts.push(format!("{active} running"));
     }
-    if step.queued > 0 || reason.is_some() {
-        let why = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
-        parts.push(format!("{} waiting{why}", step.queued));
+    if holdup.on_their_way > 0 {
+        parts.push(format!("{} starting", holdup.on_their_way));
+    }
+    let waiting = step.queued + holdup.waiting;
+    if waiting > 0 {
+        let why = if holdup.reason.is_empty() { String::new() } else { format!(" ({})", holdup.reason) };
+        parts.push(format!("{waiting} waiting{why}"));
     }
     if step.failed > 0 {
         parts.push(format!("{} failed", step.failed));
@@ -239,7 +245,7 @@ impl Console for LiveConsole {
         self.flush();
         let width = progress.steps.iter().map(|step| step.step.as_str().chars().count()).max().unwrap_or(0);
         for step in &progress.steps {
-            self.show(step, width, progress.reasons.get(&step.step));
+            self.show(step, width, progress.holdups.get(&step.step));
         }
     }
 

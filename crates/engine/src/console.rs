@@ -31,8 +31,17 @@ pub enum Tone {
 pub struct Progress {
     /// In order of the flow.
     pub steps: Vec<StepProgress>,
-    /// Why tasks of a step wait, in the layer's words.
-    pub reasons: HashMap<StepName, String>,
+    /// What keeps submitted tasks of a step from running; steps without such tasks are missing.
+    pub holdups: HashMap<StepName, Holdup>,
+}
+
+/// Submitted tasks of a step of which the layer has said why they do not run yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holdup {
+    pub waiting: u64,
+    pub on_their_way: u64,
+    /// Why the first of those that wait does, in the layer's words; empty if none waits.
+    pub reason: String,
 }
 
 /// A screen or a file. Called from one thread; may block.

@@ -1,6 +1,5 @@
 //! From the first action of a run to its last.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::clock;
 use crate::console::{Console, Progress, TaskLabel, Tone};
 use crate::output::{Backlog, Item, Output, size_of};
 use crate::recorder::Recorder;
+use crate::unstarted::Unstarted;
 
 /// How often a live display is redrawn.
 const REDRAW: Duration = Duration::from_millis(100);
@@ -110,7 +110,7 @@ pub async fn drive(
         flow: parts.flow,
         run: parts.run,
         labels: Vec::new(),
-        reasons: HashMap::new(),
+        unstarted: Unstarted::default(),
         end: None,
     };
     let mut redraw = tokio::time::interval(REDRAW);
@@ -158,7 +158,7 @@ struct Driver {
     run: RunId,
     /// Step and process of each submitted task, by task id.
     labels: Vec<Option<(StepName, Option<u32>)>>,
-    reasons: HashMap<StepName, String>,
+    unstarted: Unstarted,
     end: Option<RunEnd>,
 }
 
@@ -222,16 +222,22 @@ impl Driver {
     fn note(&mut self, event: &LayerEvent) {
         match event {
             LayerEvent::Started { id, pid } => {
-                if let Some(Some((step, known))) = self.labels.get_mut(index(*id)) {
+                if let Some(Some((_, known))) = self.labels.get_mut(index(*id)) {
                     *known = *pid;
-                    self.reasons.remove(step);
                 }
+                self.unstarted.forget(*id);
             }
             LayerEvent::Waiting { id, reason } => {
                 if let Some(Some((step, _))) = self.labels.get(index(*id)) {
-                    self.reasons.insert(step.clone(), reason.clone());
+                    self.unstarted.note(*id, step, Some(reason));
                 }
             }
+            LayerEvent::Starting { id, .. } => {
+                if let Some(Some((step, _))) = self.labels.get(index(*id)) {
+                    self.unstarted.note(*id, step, None);
+                }
+            }
+            LayerEvent::Finished { id, .. } | LayerEvent::Lost { id, .. } => self.unstarted.forget(*id),
             _ => {}
         }
     }
@@ -306,7 +312,7 @@ impl Driver {
     }
 
     fn show_progress(&self) {
-        let progress = Progress { steps: self.machine.progress(), reasons: self.reasons.clone() };
+        let progress = Progress { steps: self.machine.progress(), holdups: self.unstarted.by_step() };
         self.output.send(Item::Progress(progress));
     }
 

@@ -7,5 +7,6 @@ mod drive;
 mod output;
 mod recorder;
 pub mod resume;
+mod unstarted;
 
 pub use drive::{Letters, Mailbox, Parts, StopRequest, Unfinished, drive};

@@ -93,7 +93,11 @@ fn line_now(line: &Line) -> String {
 
 fn open_for_writing(context: &Context) -> Result<SqliteMetadata, Failure> {
     if context.root_is_new {
-        context.say(&format!("Runs are kept in a new local datastore: {}", context.root.display()));
+        let root = context.root.display();
+        context.say(&match datastore::kind(&context.config, &context.top) {
+            "local" => format!("Runs are kept in a new local datastore: {root}"),
+            kind => format!("Runs are recorded in a new folder, {root}; artifacts and logs are kept in {kind}"),
+        });
     }
     std::fs::create_dir_all(&context.root).map_err(|error| {
         Failure::new("Data store error", format!("cannot create the datastore `{}`: {error}", context.root.display()))
