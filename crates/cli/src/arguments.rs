@@ -1,6 +1,8 @@
 //! The flow's command line: what was typed, read against the flow's own parameters. Conversion of
 //! option values and reading of `METAFLOW_<COMMAND>_<OPTION>` happen here; doing anything does not.
 
+mod active_tasks;
+
 use std::collections::BTreeMap;
 
 use clap::builder::ValueParser;
@@ -9,6 +11,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
 use ferroflow_core::ir::{Flow, Parameter, ParameterType};
 
 use crate::config::Lookup;
+
+pub use active_tasks::{TasksCommand, TasksVerb};
 
 /// Options before the command.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,6 +44,7 @@ pub enum Command {
     LogsScrub(ScrubOptions),
     Tag(TagCommand),
     Package(PackageCommand),
+    Tasks(TasksCommand),
     /// A command of a later version.
     NotYet(&'static str, &'static str),
 }
@@ -143,7 +148,6 @@ impl Usage {
 }
 
 const NOT_YET: &[(&str, &str)] = &[
-    ("kubernetes", "run the flow locally with `run`; Kubernetes comes with the next version"),
     ("batch", "run the flow locally with `run`; AWS Batch comes with the next version"),
     ("card", "print results, or keep them as artifacts and read them with the client"),
     ("spin", "re-run a step with `resume STEP`"),
@@ -244,6 +248,7 @@ fn command_line(flow: &Flow, script: &str) -> Clap {
         .subcommand(logs_command())
         .subcommand(tag_command())
         .subcommand(package_command());
+    let clap = active_tasks::LAYERS.iter().fold(clap, |clap, layer| clap.subcommand(active_tasks::command(layer)));
     NOT_YET.iter().fold(clap, |clap, (name, _)| {
         clap.subcommand(
             sub(name, "Not in this version")
@@ -494,6 +499,9 @@ fn sub_command(name: &str, flow: &Flow, typed: &Typed<'_>) -> Result<Command, Us
         "logs" => logs(typed)?,
         "tag" => Command::Tag(tag(typed)),
         "package" => Command::Package(package(typed)),
+        other if active_tasks::LAYERS.iter().any(|layer| layer.name == other) => {
+            Command::Tasks(active_tasks::read(other, typed))
+        }
         other => {
             let (name, instead) =
                 NOT_YET.iter().find(|(name, _)| *name == other).expect("every sub-command is read here or in the list");

@@ -18,6 +18,7 @@ use ferroflow_core::task::StoreLocation;
 use ferroflow_store::remote::access::RemoteObjects;
 use serde_json::Map;
 
+use crate::commands::active_tasks;
 use crate::config::Lookup;
 use crate::context::Context;
 use crate::datastore;
@@ -128,7 +129,8 @@ impl Plan {
             created_at: of.created_at,
             ..settings.identity
         };
-        settings.kill_command = format!("python {} kubernetes kill --run-id {}", context.hello.script, of.run);
+        let namespaces = settings.steps.values().map(|options| options.namespace.as_str()).collect();
+        settings.kill_command = active_tasks::kubernetes::kill_command(context, &namespaces, of.run);
         let Some(objects) = RemoteObjects::of(of.store)? else {
             return Err(Failure::new(
                 HEADLINE,

@@ -148,6 +148,7 @@ async fn carry_out(context: &Context, command: Command) -> Result<u8, Failure> {
         Command::LogsScrub(options) => commands::logs::scrub(context, &options)?,
         Command::Tag(command) => commands::tag::tag(context, command)?,
         Command::Package(command) => commands::package::package(context, command)?,
+        Command::Tasks(command) => commands::active_tasks::active_tasks(context, command).await?,
         Command::NotYet(name, instead) => {
             return Err(Failure::invalid_command(format!("`{name}` is not in this version; {instead}.")));
         }

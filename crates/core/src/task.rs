@@ -230,6 +230,8 @@ pub enum CauseKind {
     Unschedulable,
     /// The layer does not take the task (permission, quota, an impossible request): no retry helps.
     Refused,
+    /// Somebody ended the task by hand, outside of the run: it is not started again.
+    Killed,
     LayerError,
     Cancelled,
     EngineLost,

@@ -284,6 +284,21 @@ fn a_task_that_gets_lost_again_and_again_fails_the_run() {
     assert_eq!(world.records[&TaskId(1)].state, AttemptState::Lost);
 }
 
+#[test]
+fn a_task_that_somebody_killed_is_not_started_again() {
+    let mut world = decorated(&[("retry", json!({"times": 2})), ("catch", json!({}))]);
+    let cause = Cause::new(CauseKind::Killed, "somebody killed it");
+    world.start(id(1, 0));
+    world.out.clear();
+    world.on(Event::Lost { id: id(1, 0), cause });
+    assert_eq!(
+        world.lines()[2..5],
+        ["[start/1] Somebody killed it.", "[start/1] Task failed.", "[start/1] This failed task will not be retried."]
+    );
+    let end = world.end.expect("over");
+    assert_eq!(end.cause.expect("a cause").text, "step start (task 1) failed: somebody killed it");
+}
+
 fn failure(report: ferroflow_core::task::AttemptReport) -> (String, Vec<String>) {
     let mut world = decorated(&[]);
     world.run_task(id(1, 0), report);

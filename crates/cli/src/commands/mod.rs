@@ -1,5 +1,6 @@
 //! The commands of a flow, a file each.
 
+pub mod active_tasks;
 pub mod dump;
 pub mod logs;
 pub mod package;

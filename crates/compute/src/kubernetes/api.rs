@@ -127,9 +127,10 @@ impl Cluster {
         self.ask(jobs(namespace).create(&parameters, job.to_string().into_bytes())).await.map(drop)
     }
 
+    /// Whether the Job is there and nobody has deleted it.
     pub async fn job_exists(&self, namespace: &str, name: &str) -> Result<bool, ApiFault> {
         match self.ask(jobs(namespace).get(name, &Default::default())).await {
-            Ok(_) => Ok(true),
+            Ok(job) => Ok(!job["metadata"]["deletionTimestamp"].is_string()),
             Err(ApiFault::Missing(_)) => Ok(false),
             Err(fault) => Err(fault),
         }
@@ -191,9 +192,14 @@ impl Cluster {
         self.ask(Request::new(path).list(&ListParams::default().limit(1))).await.is_ok()
     }
 
+    /// An object by path and name.
+    pub async fn get(&self, path: &str, name: &str) -> Result<Value, ApiFault> {
+        self.ask(Request::new(path).get(name, &Default::default())).await
+    }
+
     /// Whether an object of that path and name is there.
     pub async fn has_named(&self, path: &str, name: &str) -> bool {
-        self.ask(Request::new(path).get(name, &Default::default())).await.is_ok()
+        self.get(path, name).await.is_ok()
     }
 
     /// Changes of pods from a version on.

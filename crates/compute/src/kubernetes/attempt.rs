@@ -45,6 +45,9 @@ pub struct Attempt {
     pub stuck: Option<Cause>,
     /// Somebody else is deleting its pod.
     pub taken: Option<Cause>,
+    /// Whether its Job is still there is being asked.
+    pub asking_for_job: bool,
+    pub pod_is_gone: bool,
     pub round: u32,
     cancelled: Arc<AtomicBool>,
 }
@@ -66,6 +69,8 @@ impl Attempt {
             preparing: false,
             stuck: None,
             taken: None,
+            asking_for_job: false,
+            pod_is_gone: false,
             round: 0,
             cancelled: Arc::default(),
         }

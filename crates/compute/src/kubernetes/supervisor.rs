@@ -4,6 +4,7 @@
 
 mod ending;
 mod stopping;
+mod taken;
 mod ticking;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -49,8 +50,12 @@ pub enum Message {
         namespace: String,
         result: Result<Explanations, ApiFault>,
     },
-    /// Somebody deleted the Job of an attempt that has no pod.
-    JobGone(AttemptId),
+    /// Whether an attempt's Job is still there.
+    JobAsked {
+        id: AttemptId,
+        job: String,
+        there: Result<bool, ApiFault>,
+    },
 }
 
 pub struct Supervisor {
@@ -139,10 +144,7 @@ impl Supervisor {
             Message::Drained { id, report } => self.finish(id, *report),
             Message::Deleted { ids, result } => self.deleted(&ids, &result),
             Message::Explained { namespace, result } => self.explained(&namespace, result),
-            Message::JobGone(id) => {
-                let cause = Cause::new(CauseKind::LayerError, "somebody deleted its Job before it had a pod");
-                self.lose(id, cause);
-            }
+            Message::JobAsked { id, job, there } => self.job_asked(id, &job, &there),
         }
     }
 
@@ -260,12 +262,8 @@ impl Supervisor {
             attempt.stage = Stage::Created;
         }
         let phase = pod.phase();
-        if pod.deleting && attempt.stop.is_none() && attempt.taken.is_none() && !matches!(phase, Phase::Ended(_)) {
-            let text = format!("its pod `{}` was deleted by somebody else, or its node was drained", pod.name);
-            attempt.taken = Some(Cause::new(CauseKind::LayerError, text));
-            attempt.since = Instant::now();
-            // Else the Job would put another pod in its place.
-            self.delete(vec![id]);
+        if pod.deleting && attempt.stop.is_none() && !matches!(phase, Phase::Ended(_)) {
+            self.taken(id, pod);
         }
         self.follow_phase(id, pod, phase);
     }
@@ -336,11 +334,9 @@ impl Supervisor {
 
     fn ended(&mut self, id: AttemptId, pod: &PodView, ending: Ending) {
         let Some(attempt) = self.attempts.get(&id) else { return };
-        let (stopped, taken) = (attempt.stop.is_some(), attempt.taken.clone());
+        let (stopped, taken) = (attempt.stop.is_some(), attempt.taken.is_some());
         match ending {
-            Ending::Report { report, .. } if !stopped && taken.is_some() && !is_ok(&report) => {
-                self.lose(id, taken.expect("it was looked at just now"));
-            }
+            Ending::Report { report, .. } if !stopped && taken && !is_ok(&report) => self.lose_taken(id),
             Ending::NeverRan(_) | Ending::Taken(_) if stopped => self.end_stopped(id),
             Ending::NeverRan(cause) | Ending::Taken(cause) => self.lose(id, cause),
             Ending::Report { sign_again: true, .. } if !stopped && self.submit_again(id) => {}
@@ -360,13 +356,12 @@ impl Supervisor {
         if attempt.pod.as_ref() != Some(&pod.name) {
             return;
         }
-        let (stopped, taken) = (attempt.stop.is_some(), attempt.taken.clone());
         match pod.phase() {
             Phase::Ended(ending) => self.ended(id, pod, ending),
-            _ if stopped => self.end_stopped(id),
+            _ if attempt.stop.is_some() => self.end_stopped(id),
             _ => {
-                let text = format!("its pod `{}` was deleted by somebody else, or with its node", pod.name);
-                self.lose(id, taken.unwrap_or_else(|| Cause::new(CauseKind::LayerError, text)));
+                self.taken(id, pod);
+                self.lose_taken(id);
             }
         }
     }

@@ -5,10 +5,12 @@
 mod bootstrap;
 mod container;
 pub mod ending;
+mod filter;
 mod lease;
 mod logs;
 pub mod package;
 mod spec;
 
 pub use container::{Remote, RemoteSettings};
+pub use filter::TaskFilter;
 pub use package::{Package, PackageFault, PackageSources};

@@ -16,11 +16,11 @@ use crate::task::{AttemptReport, AttemptState, Cause, CauseKind, InputRef, Milli
 /// How often a task may get lost before that is the run's failure.
 const MAX_LOSSES: u32 = 3;
 
-/// Losses that would only come again: failures, and whether `@retry` and `@catch` get to act.
+/// Losses that would only come again, or are somebody's will: failures, and whether `@retry` and `@catch` get to act.
 fn never_starts(kind: CauseKind) -> Option<bool> {
     match kind {
         CauseKind::Image | CauseKind::TimedOut => Some(true),
-        CauseKind::Refused => Some(false),
+        CauseKind::Refused | CauseKind::Killed => Some(false),
         _ => None,
     }
 }

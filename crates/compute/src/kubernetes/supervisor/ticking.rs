@@ -141,12 +141,7 @@ impl Supervisor {
             .find(|(_, a)| a.stage == Stage::Created && a.pod.is_none() && a.looked_for.elapsed() >= LOOK_FOR_JOB);
         let Some((id, attempt)) = lonely else { return };
         attempt.looked_for = Instant::now(); // the next look is at another one
-        let (id, namespace, job) = (*id, attempt.namespace.clone(), attempt.job.clone());
-        let (cluster, sender) = (self.cluster.clone(), self.sender.clone());
-        tokio::spawn(async move {
-            if let Ok(false) = cluster.job_exists(&namespace, &job).await {
-                let _over = sender.send(Message::JobGone(id));
-            }
-        });
+        let id = *id;
+        self.ask_for_job(id);
     }
 }

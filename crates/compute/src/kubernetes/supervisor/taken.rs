@@ -1,0 +1,68 @@
+//! Pods that somebody else takes away. With the Job gone too, somebody killed the task, and it is
+//! not started again; without that, a node was drained or a pod deleted, and the task is lost.
+
+use ferroflow_core::id::AttemptId;
+use ferroflow_core::task::{Cause, CauseKind};
+use tokio::time::Instant;
+
+use super::super::api::ApiFault;
+use super::super::pod::PodView;
+use super::{Message, Supervisor};
+
+impl Supervisor {
+    /// A pod that is being deleted, not by us: asks whether its Job is, too.
+    pub(super) fn taken(&mut self, id: AttemptId, pod: &PodView) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        if attempt.taken.is_some() {
+            return;
+        }
+        let text = format!("its pod `{}` was deleted by somebody else, or its node was drained", pod.name);
+        attempt.taken = Some(Cause::new(CauseKind::LayerError, text));
+        attempt.since = Instant::now();
+        self.ask_for_job(id);
+    }
+
+    pub(super) fn ask_for_job(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        attempt.asking_for_job = true;
+        let (namespace, job) = (attempt.namespace.clone(), attempt.job.clone());
+        let (cluster, sender) = (self.cluster.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let there = cluster.job_exists(&namespace, &job).await;
+            let _over = sender.send(Message::JobAsked { id, job, there });
+        });
+    }
+
+    pub(super) fn job_asked(&mut self, id: AttemptId, job: &str, there: &Result<bool, ApiFault>) {
+        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.job == job) else { return };
+        attempt.asking_for_job = false;
+        if attempt.stop.is_some() {
+            return;
+        }
+        match there {
+            Ok(false) => attempt.taken = Some(killed(job)),
+            // Else the Job would put another pod in its place.
+            Ok(true) | Err(_) if attempt.taken.is_some() => self.delete(vec![id]),
+            Ok(true) | Err(_) => {}
+        }
+        let Some(attempt) = self.attempts.get(&id) else { return };
+        if let Some(cause) = attempt.taken.clone().filter(|_| attempt.pod_is_gone || attempt.pod.is_none()) {
+            self.lose(id, cause);
+        }
+    }
+
+    /// The pod of a taken attempt is no more; the loss is told as soon as it is known whose will
+    /// that was.
+    pub(super) fn lose_taken(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        attempt.pod_is_gone = true;
+        if let Some(cause) = attempt.taken.clone().filter(|_| !attempt.asking_for_job) {
+            self.lose(id, cause);
+        }
+    }
+}
+
+fn killed(job: &str) -> Cause {
+    let text = format!("somebody killed it: its Job `{job}` was deleted, as `kubernetes kill` does");
+    Cause::new(CauseKind::Killed, text)
+}
