@@ -193,12 +193,14 @@ def client(folder: Path, source: str, env: dict[str, str] | None = None) -> list
     return run_python(folder, names + textwrap.dedent(source), env=env).ok().stdout.splitlines()
 
 
-def wait_until(condition: Callable[[], object], what: str, deadline: float = 60.0) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str, deadline: float = 60.0, pause: float = 0.005
+) -> None:
     """Waits for a condition, and says what did not happen when it does not."""
     end = time.monotonic() + deadline
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {deadline} s"
-        time.sleep(0.005)
+        time.sleep(pause)
 
 
 def marked_processes(folder: Path) -> dict[int, str]:

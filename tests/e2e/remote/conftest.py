@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kubernetes_tools import Namespace, own_namespace
 from parts import KubernetesApi, batch_environment, kubernetes_environment, part
 
 FOLDER = Path(__file__).resolve().parent
@@ -35,3 +36,10 @@ def batch(folder: Path) -> dict[str, str]:
 def api() -> Iterator[KubernetesApi]:
     with KubernetesApi(part("kubernetes")["KUBECONFIG"]) as connection:
         yield connection
+
+
+@pytest.fixture
+def namespace(api: KubernetesApi) -> Iterator[Namespace]:
+    """A namespace that no other test uses; put its `environment` into the run's."""
+    with own_namespace(api) as own:
+        yield own

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use kube::api::{DeleteParams, ListParams, LogParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, ListParams, LogParams, PostParams, Preconditions, WatchEvent, WatchParams};
 use kube::core::Request;
 use serde_json::Value;
 
@@ -144,6 +144,14 @@ impl Cluster {
     /// Deletes pods, which get `grace` seconds after SIGTERM.
     pub async fn delete_pods(&self, namespace: &str, target: Target<'_>, grace: u32) -> Result<(), ApiFault> {
         self.delete(&pods(namespace), target, &DeleteParams::background().grace_period(grace)).await
+    }
+
+    /// Takes a pod off the server without waiting for its node, if it has not changed since that
+    /// version. For pods without a live container: another one would run on, unknown to the server.
+    pub async fn forget_pod(&self, namespace: &str, name: &str, version: &str) -> Result<(), ApiFault> {
+        let mut how = DeleteParams::background().grace_period(0);
+        how.preconditions = Some(Preconditions { resource_version: Some(version.to_owned()), uid: None });
+        self.delete(&pods(namespace), Target::Name(name), &how).await
     }
 
     async fn delete(&self, of: &Request, target: Target<'_>, how: &DeleteParams) -> Result<(), ApiFault> {

@@ -1,13 +1,12 @@
 //! One attempt as the supervisor keeps it, from its order to its end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use ferroflow_core::port::StopSignal;
 use ferroflow_core::task::{Cause, TaskLaunch};
 use tokio::time::Instant;
 
-use super::submit::Order;
+use super::submit::{Order, Ticket};
 
 /// Submissions of one attempt whose addresses keep expiring.
 pub const MOST_ROUNDS: u32 = 3;
@@ -29,12 +28,18 @@ pub struct Attempt {
     pub namespace: String,
     pub job: String,
     pub pod: Option<String>,
+    /// Of the pod as it was last seen.
+    pub version: Option<String>,
     pub stage: Stage,
     /// `Started` was told; it is told once, however often the attempt is submitted.
     pub told_started: bool,
     /// The reason to wait that was told last.
     pub told: Option<String>,
     pub stop: Option<StopSignal>,
+    /// When it was told to stop, or to stop more firmly.
+    pub stopped_at: Instant,
+    /// Its pod was taken off the server without asking its node.
+    pub forced: bool,
     /// Deleting it failed and is to be tried again.
     pub delete_again: bool,
     /// Since when it is as it is: without a pod, prepared by a node, stuck.
@@ -49,7 +54,7 @@ pub struct Attempt {
     pub asking_for_job: bool,
     pub pod_is_gone: bool,
     pub round: u32,
-    cancelled: Arc<AtomicBool>,
+    ticket: Arc<Ticket>,
 }
 
 impl Attempt {
@@ -59,10 +64,13 @@ impl Attempt {
             namespace,
             job,
             pod: None,
+            version: None,
             stage: Stage::Submitting,
             told_started: false,
             told: None,
             stop: None,
+            stopped_at: Instant::now(),
+            forced: false,
             delete_again: false,
             since: Instant::now(),
             looked_for: Instant::now(),
@@ -72,16 +80,18 @@ impl Attempt {
             asking_for_job: false,
             pod_is_gone: false,
             round: 0,
-            cancelled: Arc::default(),
+            ticket: Arc::default(),
         }
     }
 
-    pub fn order(&self) -> Order {
-        Order { launch: self.launch.clone(), round: self.round, cancelled: self.cancelled.clone() }
+    /// The order of the current round.
+    pub fn order(&mut self) -> Order {
+        self.ticket = Arc::default();
+        Order { launch: self.launch.clone(), round: self.round, ticket: self.ticket.clone() }
     }
 
-    /// Keeps the order from going out, if it has not yet.
-    pub fn cancel_order(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+    /// Takes the order back; `true` when it has not gone out and never will.
+    pub fn cancel_order(&self) -> bool {
+        self.ticket.cancel()
     }
 }

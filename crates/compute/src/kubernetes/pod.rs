@@ -11,6 +11,8 @@ use crate::remote::ending::termination_message;
 pub struct PodView {
     pub name: String,
     pub uid: String,
+    /// Of the object as it was seen.
+    pub version: String,
     /// The Job it belongs to.
     pub job: String,
     pub node: String,
@@ -29,6 +31,8 @@ pub struct PodView {
     memory_request: String,
     memory_limit: String,
     state: ContainerState,
+    /// A container of it, ours or another, runs.
+    runs: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -104,6 +108,7 @@ impl PodView {
         Self {
             name: text(&meta["name"]),
             uid: text(&meta["uid"]),
+            version: text(&meta["resourceVersion"]),
             job: text(&meta["labels"]["job-name"]),
             node: text(&spec["nodeName"]),
             node_address: text(&status["hostIP"]),
@@ -119,7 +124,22 @@ impl PodView {
             memory_request: text(&resources["requests"]["memory"]),
             memory_limit: text(&resources["limits"]["memory"]),
             state: ContainerState::of(state),
+            runs: ["containerStatuses", "initContainerStatuses"]
+                .iter()
+                .flat_map(|list| status[list].as_array().into_iter().flatten())
+                .any(|status| status["state"]["running"].is_object()),
         }
+    }
+
+    /// Nothing of it runs any more, or ever will.
+    pub fn is_over(&self) -> bool {
+        let over = matches!(self.phase.as_str(), "Succeeded" | "Failed");
+        !self.runs && (over || matches!(self.state, ContainerState::Ended { .. }))
+    }
+
+    /// No container of it has been started.
+    pub fn never_started(&self) -> bool {
+        !self.runs && !self.is_over()
     }
 
     pub fn phase(&self) -> Phase {

@@ -1,14 +1,13 @@
 //! Submitting attempts: at a bounded rate, again when the server was busy or away, and never twice
 //! (a Job's name is the attempt's own).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
 use ferroflow_core::decorator::kubernetes::KubernetesOptions;
 use ferroflow_core::port::{ObjectError, RemoteTasks};
 use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::KubernetesSettings;
@@ -37,13 +36,60 @@ pub struct Submitter {
 pub struct Order {
     pub launch: Arc<TaskLaunch>,
     pub round: u32,
-    /// Set when the attempt is not wanted any more.
-    pub cancelled: Arc<AtomicBool>,
+    pub ticket: Arc<Ticket>,
 }
 
-impl Order {
-    fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+/// What becomes of an order, shared with whoever may take it back.
+#[derive(Default)]
+pub struct Ticket {
+    state: Lock<TicketState>,
+    news: Notify,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum TicketState {
+    #[default]
+    Waiting,
+    /// A request is or was on its way: the Job may be there.
+    Sent,
+    /// Taken back before anything was sent.
+    Cancelled,
+    /// Taken back too late: what may be there is to be deleted.
+    Unwanted,
+}
+
+impl Ticket {
+    /// `true` when nothing was sent and nothing will be.
+    pub fn cancel(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = match *state {
+            TicketState::Waiting | TicketState::Cancelled => TicketState::Cancelled,
+            TicketState::Sent | TicketState::Unwanted => TicketState::Unwanted,
+        };
+        self.news.notify_waiters();
+        *state == TicketState::Cancelled
+    }
+
+    fn state(&self) -> TicketState {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `false` when the order was taken back.
+    fn may_go_out(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == TicketState::Waiting {
+            *state = TicketState::Sent;
+        }
+        *state == TicketState::Sent
+    }
+
+    /// Sleeps, but not on when the order is taken back.
+    async fn pause(&self, how_long: Duration) {
+        let mut news = std::pin::pin!(self.news.notified());
+        news.as_mut().enable();
+        if self.state() == TicketState::Sent {
+            let _either = tokio::time::timeout(how_long, news).await;
+        }
     }
 }
 
@@ -60,10 +106,10 @@ impl Submitter {
         }
     }
 
-    /// Creates the Job; `false` when the order was cancelled before that.
+    /// Creates the Job; `false` when the order was taken back before that.
     pub async fn submit(&self, order: &Order) -> Result<bool, Cause> {
         let _place = self.at_once.acquire().await.expect("the semaphore is never closed");
-        if order.is_cancelled() {
+        if order.ticket.state() == TicketState::Cancelled {
             return Ok(false);
         }
         let launch = &order.launch;
@@ -90,8 +136,9 @@ impl Submitter {
         let mut pause = Duration::from_millis(200);
         loop {
             self.keep_pace().await;
-            if order.is_cancelled() {
-                return Ok(false);
+            if !order.ticket.may_go_out() {
+                // An earlier try may have reached the server.
+                return Ok(order.ticket.state() == TicketState::Unwanted);
             }
             match self.cluster.create_job(namespace, job, false).await {
                 // It is there from an earlier try whose answer did not reach us.
@@ -100,7 +147,7 @@ impl Submitter {
                     if let ApiFault::Busy { after, .. } = fault {
                         pause = pause.max(after);
                     }
-                    tokio::time::sleep(pause).await;
+                    order.ticket.pause(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE.max(pause));
                 }
                 Err(fault) => return Err(refusal(namespace, &fault)),
@@ -150,4 +197,19 @@ pub fn refusal(namespace: &str, fault: &ApiFault) -> Cause {
         other => (CauseKind::Refused, format!("Kubernetes does not take the Job: {other}")),
     };
     Cause::new(kind, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_taken_back_whole_only_before_it_goes_out() {
+        let early = Ticket::default();
+        assert!(early.cancel() && early.cancel() && !early.may_go_out());
+        let late = Ticket::default();
+        assert!(late.may_go_out() && late.may_go_out());
+        assert!(!late.cancel() && !late.may_go_out());
+        assert_eq!(late.state(), TicketState::Unwanted);
+    }
 }

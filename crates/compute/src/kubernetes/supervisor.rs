@@ -2,6 +2,7 @@
 //! engine, news of pods, answers to requests. Everything that waits for the network is spawned
 //! and comes back as a message.
 
+mod closing;
 mod ending;
 mod stopping;
 mod taken;
@@ -75,6 +76,8 @@ pub struct Supervisor {
     /// Namespaces whose events are being read.
     explaining: HashSet<String>,
     explained_at: Instant,
+    /// That tasks could not be deleted was told.
+    told_undeleted: bool,
     /// Ending until then, and who waits for it.
     closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
@@ -105,6 +108,7 @@ impl Supervisor {
             finished: VecDeque::new(),
             explaining: HashSet::new(),
             explained_at: Instant::now(),
+            told_undeleted: false,
             closing: None,
         }
     }
@@ -258,6 +262,7 @@ impl Supervisor {
             attempt.pod = Some(pod.name.clone());
             attempt.since = Instant::now();
         }
+        attempt.version = Some(pod.version.clone());
         if attempt.stage == Stage::Submitting {
             attempt.stage = Stage::Created;
         }

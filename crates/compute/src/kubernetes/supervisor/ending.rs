@@ -53,7 +53,7 @@ impl Supervisor {
         }
         if let Some(attempt) = self.attempts.remove(&id) {
             self.jobs.remove(&attempt.job);
-            attempt.cancel_order();
+            let _whether_it_went_out = attempt.cancel_order();
         }
         self.events.send(LayerEvent::Lost { id, cause });
     }

@@ -1,26 +1,32 @@
-//! Stopping attempts and ending the layer: by label selector where all are meant, one by one where
-//! the cluster does not allow that; what could not be removed is said.
+//! Stopping attempts: by label selector where all are meant, one by one where the cluster does not
+//! allow that. How the layer ends, and what is said of what is left, is `closing`'s work.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::port::{LayerEvent, StopSignal};
+use ferroflow_core::task::{Cause, CauseKind};
 use futures_util::StreamExt;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::api::{ApiFault, Cluster, Target};
-use super::super::attempt::Stage;
+use super::super::attempt::{Attempt, Stage};
 use super::super::job::TERMINATION_GRACE;
 use super::{CLOSING, Message, Supervisor, cancelled};
 
 /// So many are stopped one by one, if they are not all there are.
 const FEW: usize = 3;
 /// Deletes under way at once.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 /// Seconds between SIGTERM and SIGKILL for what is to be killed; 0 would only forget the pod.
-const KILL_GRACE: u32 = 1;
+pub(super) const KILL_GRACE: u32 = 1;
+/// A pod whose container was never started is forgotten when its node has not let it go by then: a
+/// node that pulls an image answers only when it has it.
+pub(super) const NEVER_STARTED: Duration = Duration::from_secs(2);
+/// What is killed is given up when its node has not said by then that it ended.
+const NO_CONFIRMATION: Duration = Duration::from_secs(6);
 
 /// What is to be deleted in one namespace.
 struct Deletion {
@@ -34,21 +40,51 @@ struct Deletion {
 
 impl Supervisor {
     pub(super) fn stop(&mut self, ids: &[AttemptId], signal: StopSignal) {
-        let mut there = Vec::new();
+        let (mut there, mut taken_back) = (Vec::new(), Vec::new());
         for id in ids {
             let Some(attempt) = self.attempts.get_mut(id) else { continue };
-            let firmer = attempt.stop.is_none() || signal == StopSignal::Kill;
+            let firmer = attempt.stop.is_none() || (signal == StopSignal::Kill && attempt.stop != Some(signal));
             if !firmer || attempt.stage == Stage::Ending {
                 continue;
             }
             attempt.stop = Some(signal);
-            if attempt.stage == Stage::Submitting {
-                attempt.cancel_order();
-            } else {
+            attempt.stopped_at = Instant::now();
+            if attempt.stage != Stage::Submitting {
                 there.push(*id);
+            } else if attempt.cancel_order() {
+                taken_back.push(*id);
             }
         }
+        for id in taken_back {
+            self.lose(id, cancelled());
+        }
         self.delete(there);
+    }
+
+    /// What was told to stop and has not yet.
+    pub(super) fn press_on(&mut self) {
+        let (mut forget, mut give_up) = (Vec::new(), Vec::new());
+        for (id, attempt) in &mut self.attempts {
+            let Some(signal) = attempt.stop else { continue };
+            let waited = attempt.stopped_at.elapsed();
+            if attempt.stage == Stage::Created && waited >= NEVER_STARTED && !attempt.forced {
+                let Some((name, version)) = attempt.pod.clone().zip(attempt.version.clone()) else { continue };
+                attempt.forced = true;
+                forget.push((attempt.namespace.clone(), name, version));
+            } else if attempt.stage != Stage::Ending && signal == StopSignal::Kill && waited >= NO_CONFIRMATION {
+                give_up.push(*id);
+            }
+        }
+        if !forget.is_empty() {
+            let cluster = self.cluster.clone();
+            tokio::spawn(async move {
+                // The watch tells what came of it; one that has just started stays.
+                let _told_by_the_watch = forget_pods(&cluster, forget).await;
+            });
+        }
+        for id in give_up {
+            self.lose(id, unconfirmed());
+        }
     }
 
     /// Deletes Jobs and pods of attempts; the answer comes as a message.
@@ -88,7 +124,8 @@ impl Supervisor {
             deletion.names.push((attempt.job.clone(), attempt.pod.clone()));
         }
         for (namespace, deletion) in &mut by_namespace {
-            let all = self.attempts.iter().all(|(id, a)| a.namespace != **namespace || wanted.contains(id));
+            let is_meant = |id, a: &Attempt| a.namespace != **namespace || a.stop.is_some() || wanted.contains(id);
+            let all = self.attempts.iter().all(|(id, attempt)| is_meant(id, attempt));
             if all && deletion.names.len() > FEW {
                 deletion.selector = Some(self.settings.identity.selector());
             }
@@ -111,8 +148,13 @@ impl Supervisor {
                 Err(fault) => attempt.delete_again = fault.may_pass(),
             }
         }
-        if let Err(fault) = result.as_ref().map_err(|fault| fault.to_string()) {
-            self.events.send(LayerEvent::Notice { text: format!("Kubernetes did not delete tasks: {fault}") });
+        let Err(fault) = result else {
+            self.told_undeleted = false;
+            return;
+        };
+        if !std::mem::replace(&mut self.told_undeleted, true) {
+            let again = if fault.may_pass() { ". It is tried again" } else { "" };
+            self.events.send(LayerEvent::Notice { text: format!("Kubernetes did not delete tasks: {fault}{again}") });
         }
     }
 
@@ -123,58 +165,6 @@ impl Supervisor {
         }
         let all: Vec<AttemptId> = self.attempts.keys().copied().collect();
         self.stop(&all, StopSignal::Kill);
-    }
-
-    /// The last words of the layer: nothing of the run is left, or it is said what is.
-    pub(super) async fn close(&mut self) {
-        let left: Vec<AttemptId> = self.attempts.keys().copied().collect();
-        let alive = left.len();
-        for id in left {
-            if self.attempts.get(&id).is_some_and(|attempt| attempt.told_started) {
-                let cause = ferroflow_core::task::Cause::new(
-                    ferroflow_core::task::CauseKind::Cancelled,
-                    "stopped, but the cluster has not said that it ended",
-                );
-                self.attempts.remove(&id);
-                self.events.send(LayerEvent::Lost { id, cause });
-            } else {
-                self.attempts.remove(&id);
-                self.events.send(LayerEvent::Lost { id, cause: cancelled() });
-            }
-        }
-        let mut problem = None;
-        for namespace in &self.watched {
-            let deletion = Deletion {
-                namespace: namespace.clone(),
-                selector: Some(self.settings.identity.selector()),
-                names: self.finished.iter().filter(|f| f.1 == *namespace).map(|f| (f.2.clone(), None)).collect(),
-                grace: KILL_GRACE,
-            };
-            match tokio::time::timeout(Duration::from_secs(5), deletion.carry_out(&self.cluster)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(fault)) => problem = Some(fault.to_string()),
-                Err(_) => problem = Some("no answer within 5 seconds".to_owned()),
-            }
-        }
-        if alive > 0 || problem.is_some() {
-            self.events.send(LayerEvent::Notice { text: self.what_is_left(alive, problem) });
-        }
-    }
-
-    fn what_is_left(&self, alive: usize, problem: Option<String>) -> String {
-        let tasks = match alive {
-            0 => "Jobs of this run may be left on Kubernetes".to_owned(),
-            1 => "1 task of this run may still be running on Kubernetes".to_owned(),
-            n => format!("{n} tasks of this run may still be running on Kubernetes"),
-        };
-        let why = problem.map_or_else(String::new, |problem| format!(" ({problem})"));
-        let namespaces: Vec<&str> = self.watched.iter().map(String::as_str).collect();
-        format!(
-            "{tasks}{why}. Remove what is left with: {}, or: kubectl -n {} delete jobs,pods -l {}",
-            self.settings.kill_command,
-            namespaces.join(","),
-            self.settings.identity.selector()
-        )
     }
 }
 
@@ -210,4 +200,19 @@ impl Deletion {
         }
         worst
     }
+}
+
+/// Takes pods (namespace, name, version) off the server that have no live container.
+pub(super) async fn forget_pods(cluster: &Cluster, pods: Vec<(String, String, String)>) -> Result<(), ApiFault> {
+    let each = pods.into_iter().map(|(namespace, name, version)| async move {
+        match cluster.forget_pod(&namespace, &name, &version).await {
+            Err(ApiFault::Exists(_)) => Ok(()), // it has changed: look again
+            other => other,
+        }
+    });
+    futures_util::stream::iter(each).buffer_unordered(AT_ONCE).fold(Ok(()), |a, b| async { a.and(b) }).await
+}
+
+pub(super) fn unconfirmed() -> Cause {
+    Cause::new(CauseKind::Cancelled, "stopped, but the cluster has not said that it ended")
 }

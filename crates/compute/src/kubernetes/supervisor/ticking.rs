@@ -34,6 +34,7 @@ impl Supervisor {
     pub(super) fn tick(&mut self) {
         self.remove_finished();
         self.end_patience();
+        self.press_on();
         let again: Vec<AttemptId> = self.attempts.iter().filter(|(_, a)| a.delete_again).map(|(id, _)| *id).collect();
         self.delete(again);
         if self.explained_at.elapsed() >= EXPLAIN_EVERY {

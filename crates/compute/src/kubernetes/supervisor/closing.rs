@@ -1,0 +1,137 @@
+//! The end of the layer: nothing of the run is left on the cluster, or it is said what is and how
+//! to remove it.
+
+use std::time::Duration;
+
+use ferroflow_core::port::LayerEvent;
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use super::super::api::{ApiFault, Cluster, Target};
+use super::super::pod::PodView;
+use super::stopping::{AT_ONCE, KILL_GRACE, NEVER_STARTED, forget_pods, unconfirmed};
+use super::{Supervisor, cancelled};
+
+/// How long the cluster may take to confirm that nothing is left.
+const LONGEST: Duration = Duration::from_secs(5);
+/// Between two looks at what is left.
+const LOOK_AGAIN: Duration = Duration::from_millis(150);
+
+impl Supervisor {
+    /// The last words of the layer.
+    pub(super) async fn close(&mut self) {
+        for (id, attempt) in self.attempts.drain() {
+            let cause = if attempt.told_started { unconfirmed() } else { cancelled() };
+            self.events.send(LayerEvent::Lost { id, cause });
+        }
+        let sweeps = self.watched.iter().map(|namespace| Sweep {
+            cluster: &self.cluster,
+            namespace,
+            selector: self.settings.identity.selector(),
+            known: self.finished.iter().filter(|f| f.1 == *namespace).map(|f| f.2.clone()).collect(),
+            began: Instant::now(),
+        });
+        let sweeps: Vec<Sweep> = sweeps.collect();
+        let ends = join_all(sweeps.iter().map(Sweep::run)).await;
+        for (sweep, end) in sweeps.iter().zip(ends) {
+            if let Some(text) = sweep.what_is_left(&end, &self.settings.kill_command) {
+                self.events.send(LayerEvent::Notice { text });
+            }
+        }
+    }
+}
+
+/// Removes everything of the run from one namespace.
+struct Sweep<'a> {
+    cluster: &'a Cluster,
+    namespace: &'a str,
+    selector: String,
+    /// Jobs that were not removed yet, for where they cannot be listed.
+    known: Vec<String>,
+    began: Instant,
+}
+
+impl Sweep<'_> {
+    /// Pods that live on although they were deleted, or why nobody knows.
+    async fn run(&self) -> Result<Vec<PodView>, ApiFault> {
+        let mut told = false;
+        loop {
+            let rest = LONGEST.saturating_sub(self.began.elapsed());
+            let silence = || Err(ApiFault::Unavailable("the API server does not answer".to_owned()));
+            let seen = tokio::time::timeout(rest, self.look(&mut told)).await.unwrap_or_else(|_| silence());
+            let may_change = match &seen {
+                Ok(alive) => !alive.is_empty(),
+                Err(fault) => fault.may_pass(),
+            };
+            if !may_change || self.began.elapsed() + LOOK_AGAIN >= LONGEST {
+                return seen;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Removes what is there; the pods that live. `told`: they have been told to end.
+    async fn look(&self, told: &mut bool) -> Result<Vec<PodView>, ApiFault> {
+        self.remove_jobs().await?;
+        let (pods, _) = self.cluster.list_pods(self.namespace, &self.selector).await?;
+        let (over, alive): (Vec<PodView>, Vec<PodView>) = pods.iter().map(PodView::of).partition(PodView::is_over);
+        if alive.is_empty() && !over.is_empty() {
+            let all = self.cluster.delete_pods(self.namespace, Target::Selector(&self.selector), 0).await;
+            if all.is_ok() {
+                return Ok(alive);
+            }
+        }
+        let patient = self.began.elapsed() < NEVER_STARTED;
+        let (forget, live): (Vec<PodView>, Vec<PodView>) =
+            alive.into_iter().partition(|pod| pod.never_started() && !patient);
+        let forget = over.into_iter().chain(forget).map(|pod| (self.namespace.to_owned(), pod.name, pod.version));
+        // Pods go with their Jobs too, where one may not delete them; only later.
+        let _by_propagation = forget_pods(self.cluster, forget.collect()).await;
+        if !*told && !live.is_empty() {
+            let target = Target::Selector(&self.selector);
+            let _by_propagation = self.cluster.delete_pods(self.namespace, target, KILL_GRACE).await;
+            *told = true;
+        }
+        Ok(live)
+    }
+
+    async fn remove_jobs(&self) -> Result<(), ApiFault> {
+        let names = match self.cluster.list_jobs(self.namespace, &self.selector).await {
+            Ok(jobs) if jobs.is_empty() => return Ok(()),
+            Ok(jobs) => jobs.iter().filter_map(|job| Some(job["metadata"]["name"].as_str()?.to_owned())).collect(),
+            Err(ApiFault::Denied(_)) => self.known.clone(),
+            Err(fault) => return Err(fault),
+        };
+        match self.cluster.delete_jobs(self.namespace, Target::Selector(&self.selector)).await {
+            Err(ApiFault::Denied(_)) => self.remove_one_by_one(names).await,
+            other => other,
+        }
+    }
+
+    async fn remove_one_by_one(&self, names: Vec<String>) -> Result<(), ApiFault> {
+        let each = names
+            .into_iter()
+            .map(|name| async move { self.cluster.delete_jobs(self.namespace, Target::Name(&name)).await });
+        futures_util::stream::iter(each).buffer_unordered(AT_ONCE).fold(Ok(()), |a, b| async { a.and(b) }).await
+    }
+
+    fn what_is_left(&self, end: &Result<Vec<PodView>, ApiFault>, kill_command: &str) -> Option<String> {
+        let left = match end {
+            Ok(alive) if alive.is_empty() => return None,
+            Ok(alive) => {
+                let count = match alive.len() {
+                    1 => "1 pod of this run has".to_owned(),
+                    count => format!("{count} pods of this run have"),
+                };
+                let node = &alive[0].node;
+                format!("{count} been deleted, but node `{node}` has not said that the container is dead")
+            }
+            Err(fault) => format!("jobs of this run may be left on Kubernetes ({fault})"),
+        };
+        let (namespace, selector) = (self.namespace, &self.selector);
+        Some(format!(
+            "{left}. Remove what is left with: {kill_command}, or: kubectl -n {namespace} delete jobs,pods -l {selector}"
+        ))
+    }
+}

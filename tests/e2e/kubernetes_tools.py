@@ -1,0 +1,162 @@
+"""A namespace of a test's own on the real cluster, and what a test asks and does there.
+
+How the cluster is started is `tests/clusters`' business; users' environments are in `parts`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from harness import wait_until
+from parts import SECRET, ApiError, KubernetesApi, make_secret, part
+
+Json = dict[str, Any]
+
+
+class Namespace:
+    """Jobs and pods of one namespace. `environment` makes runs use it."""
+
+    def __init__(self, api: KubernetesApi, name: str) -> None:
+        self.api = api
+        self.name = name
+        self.path = f"/api/v1/namespaces/{name}"
+        self.jobs_path = f"/apis/batch/v1/namespaces/{name}/jobs"
+        self.environment = {"METAFLOW_KUBERNETES_NAMESPACE": name}
+
+    def pods(self) -> list[Json]:
+        return list(self.api.get(f"{self.path}/pods")["items"])
+
+    def jobs(self) -> list[Json]:
+        return list(self.api.get(self.jobs_path)["items"])
+
+    def of_step(self, step: str) -> list[Json]:
+        """Pods of one step."""
+        return [
+            p for p in self.pods() if p["metadata"]["annotations"]["metaflow/step_name"] == step
+        ]
+
+    def phases(self, phase: str) -> int:
+        return sum(pod["status"].get("phase") == phase for pod in self.pods())
+
+    def events(self, reason: str) -> list[Json]:
+        query = {"fieldSelector": f"reason={reason}"}
+        return list(self.api.get(f"{self.path}/events", **query)["items"])
+
+    def wait_for_pod(
+        self, condition: Callable[[Json], object], what: str, deadline: float = 60.0
+    ) -> Json:
+        """The first pod of which the condition holds."""
+        found: list[Json] = []
+
+        def look() -> bool:
+            found[:] = [pod for pod in self.pods() if condition(pod)]
+            return bool(found)
+
+        wait_until(look, what, deadline, 0.1)
+        return found[0]
+
+    def wait_for(
+        self, count: int, condition: Callable[[Json], object], deadline: float = 90.0
+    ) -> None:
+        """Waits until the condition holds of so many pods."""
+        enough = lambda: sum(map(bool, map(condition, self.pods()))) >= count  # noqa: E731
+        wait_until(enough, f"{count} such pods", deadline, 0.1)
+
+    def wait_running(self, step: str = "", deadline: float = 60.0) -> Json:
+        """A pod (of a step) whose container runs."""
+        return self.wait_for_pod(lambda pod: is_running(pod, step), "a running pod", deadline)
+
+    def delete_pod(self, pod: Json, **options: Any) -> None:
+        self.api.delete(f"{self.path}/pods/{pod['metadata']['name']}", **options)
+
+    def post(self, kind: str, body: Json) -> Json:
+        """Creates an object of the core API (`configmaps`, `resourcequotas` …)."""
+        return self.api.post(f"{self.path}/{kind}", body)
+
+    def log(self, pod: Json) -> str:
+        """What the kubelet has of a pod's first container."""
+        kubectl = ["kubectl", "--kubeconfig", part("kubernetes")["KUBECONFIG"], "-n", self.name]
+        command = [*kubectl, "logs", pod["metadata"]["name"]]
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout
+
+    def limited_user(self, *rules: Json) -> str:
+        """Kubeconfig of a user who has these rights here and no others."""
+        self.allow("limited", list(rules))
+        return part("kubernetes")["FERROFLOW_TEST_KUBECONFIG_LIMITED"]
+
+    def allow(self, user: str, rules: list[Json]) -> None:
+        """Gives a user these rights here."""
+        roles = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{self.name}"
+        self.api.post(f"{roles}/roles", {"metadata": {"name": user}, "rules": rules})
+        binding = {
+            "metadata": {"name": user},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": user},
+            "subjects": [{"kind": "User", "name": user}],
+        }
+        self.api.post(f"{roles}/rolebindings", binding)
+
+
+def step_of(pod: Json) -> str:
+    return str(pod["metadata"]["annotations"]["metaflow/step_name"])
+
+
+def is_running(pod: Json, step: str = "") -> bool:
+    states = [status.get("state", {}) for status in pod["status"].get("containerStatuses", [])]
+    return (not step or step_of(pod) == step) and any("running" in state for state in states)
+
+
+def rule(*resources: str, verbs: str, group: str = "") -> Json:
+    """A rule of a role: `rule("jobs", verbs="create delete", group="batch")`."""
+    return {"apiGroups": [group], "resources": list(resources), "verbs": verbs.split()}
+
+
+@contextmanager
+def own_namespace(api: KubernetesApi) -> Iterator[Namespace]:
+    """A new namespace with the store's keys; it goes, with all in it, when the test is over."""
+    name = f"test-{uuid.uuid4().hex[:10]}"
+    api.post("/api/v1/namespaces", {"metadata": {"name": name}})
+    try:
+        make_secret(part("kubernetes")["KUBECONFIG"], name, part("s3"))
+        # Without its service account no pod may be made.
+        wait_until(
+            lambda: _is_there(api, f"/api/v1/namespaces/{name}/serviceaccounts/default"), name
+        )
+        yield Namespace(api, name)
+    finally:
+        for pod in Namespace(api, name).pods():
+            _delete(api, f"/api/v1/namespaces/{name}/pods/{pod['metadata']['name']}")
+        _delete(api, f"/api/v1/namespaces/{name}")
+
+
+def _is_there(api: KubernetesApi, path: str) -> bool:
+    try:
+        api.get(path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+def _delete(api: KubernetesApi, path: str) -> None:
+    try:
+        api.delete(path, gracePeriodSeconds=0)
+    except ApiError as error:
+        if error.status not in (404, 409):
+            raise
+
+
+__all__ = [
+    "SECRET",
+    "ApiError",
+    "Json",
+    "Namespace",
+    "is_running",
+    "own_namespace",
+    "rule",
+    "step_of",
+]

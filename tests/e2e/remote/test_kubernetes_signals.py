@@ -1,0 +1,247 @@
+"""SIGINT and SIGTERM while tasks are on a cluster: whatever they were doing, they are gone within
+five seconds, Jobs and pods, and the exit code says which signal it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import Result, finish, kill_marked, start, wait_until, write_flow
+from kubernetes_tools import Json, Namespace, is_running, rule
+from made_up_nodes import MadeUpNodes, Shape, set_finished, set_running
+from parts import KubernetesApi
+
+pytestmark = pytest.mark.cluster
+
+MANY = 500
+ALL_GONE_SECONDS = 5.0
+# Ours is a cluster of two processors that the tests themselves use too, for five hundred kubelets.
+MANY_GONE_SECONDS = 40.0
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def wide_flow(width: int, options: str = "", body: str = "time.sleep(600)", retry: str = "") -> str:
+    return f"""
+    import time
+    from metaflow import FlowSpec, kubernetes, retry, step
+
+    class WideFlow(FlowSpec):
+        @step
+        def start(self):
+            self.numbers = list(range({width}))
+            self.next(self.work, foreach="numbers")
+
+        @kubernetes({options})
+        @retry({retry or "times=0"})
+        @step
+        def work(self):
+            print("at work", flush=True)
+            {body}
+            self.next(self.join)
+
+        @step
+        def join(self, inputs):
+            self.next(self.end)
+
+        @step
+        def end(self):
+            pass
+    """
+
+
+@contextmanager
+def running(
+    folder: Path, source: str, variables: dict[str, str], width: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    flow = write_flow(folder, source)
+    most = ["--max-workers", str(width), "--max-num-splits", str(width)]
+    process = start(folder, flow, "run", *most, env=variables)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            kill_marked(folder)
+            process.communicate()
+
+
+def stop(
+    process: subprocess.Popen[bytes],
+    folder: Path,
+    namespace: Namespace,
+    number: signal.Signals,
+    within: float = ALL_GONE_SECONDS,
+) -> Result:
+    """Sends the signal; when the command has ended, nothing of the run is left on the cluster."""
+    began = time.monotonic()
+    os.kill(process.pid, number)
+    result = finish(process, folder).exited(EXIT_CODES[number])
+    took = time.monotonic() - began
+    names = [item["metadata"]["name"] for item in [*namespace.jobs(), *namespace.pods()]]
+    assert not names, f"left behind: {names}\n{result.stdout[-3000:]}\n{result.stderr}"
+    assert took < within, f"{took} s\n{result.stdout[-3000:]}\n{result.stderr}"
+    assert "left" not in result.stderr
+    return result
+
+
+def test_tasks_that_run_are_gone(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    variables = {**kubernetes, **namespace.environment}
+    with running(folder, wide_flow(4), variables, 4) as process:
+        namespace.wait_for(4, is_running)
+        result = stop(process, folder, namespace, signal.SIGINT)
+    assert result.stdout.count("[KILLED BY ORCHESTRATOR]") == 4
+
+
+def test_tasks_that_no_node_holds_are_gone(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    variables = {
+        **kubernetes,
+        **namespace.environment,
+        "METAFLOW_KUBERNETES_AUTOSCALED": "1",
+        "METAFLOW_KUBERNETES_NODE_SELECTOR": "no=such",
+    }
+    with running(folder, wide_flow(4), variables, 4) as process:
+        namespace.wait_for(4, is_unschedulable)
+        stop(process, folder, namespace, signal.SIGTERM)
+
+
+def test_tasks_whose_image_is_being_pulled_are_gone(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    variables = {**kubernetes, **namespace.environment}
+    with silent_registry() as registry:
+        source = wide_flow(4, options=f"image='{registry}/slow/image:1'")
+        with running(folder, source, variables, 4) as process:
+            wait_until(lambda: len(namespace.events("Pulling")) == 4, "four pulls", pause=0.1)
+            stop(process, folder, namespace, signal.SIGINT)
+
+
+def test_tasks_that_wait_before_a_retry_are_gone(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    source = wide_flow(
+        4, body="raise ValueError('again')", retry="times=3, minutes_between_retries=5"
+    )
+    variables = {**kubernetes, **namespace.environment}
+    with running(folder, source, variables, 4) as process:
+        namespace.wait_for(4, lambda pod: pod["status"].get("phase") == "Failed")
+        result = stop(process, folder, namespace, signal.SIGTERM)
+    assert result.stdout.count("Sleeping 5 minutes before the next retry") >= 1
+
+
+def test_a_task_that_ignores_sigterm_is_killed(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    ignore = "import signal; signal.signal(15, signal.SIG_IGN)"
+    body = f"{ignore}; print('deaf', flush=True); time.sleep(600)"
+    variables = {**kubernetes, **namespace.environment}
+    with running(folder, wide_flow(1, body=body), variables, 1) as process:
+        pod = namespace.wait_running()
+        wait_until(lambda: "deaf" in namespace.log(pod), "the task is deaf", pause=0.1)
+        os.kill(process.pid, signal.SIGINT)
+        finish(process, folder, 20).exited(130)
+    assert not namespace.jobs() and not namespace.pods()
+
+
+def test_single_deletes_take_over_where_collections_may_not_be_deleted(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    user = namespace.limited_user(
+        rule("jobs", verbs="create get list delete", group="batch"),
+        rule("pods", verbs="get list watch delete"),
+    )
+    variables = {**kubernetes, **namespace.environment, "KUBECONFIG": user}
+    with running(folder, wide_flow(4), variables, 4) as process:
+        namespace.wait_for(4, is_running)
+        stop(process, folder, namespace, signal.SIGINT)
+
+
+def test_what_may_not_be_deleted_is_told_with_the_command_that_does(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    user = namespace.limited_user(
+        rule("jobs", verbs="create get list", group="batch"), rule("pods", verbs="get list watch")
+    )
+    variables = {**kubernetes, **namespace.environment, "KUBECONFIG": user}
+    with running(folder, wide_flow(1), variables, 1) as process:
+        namespace.wait_running()
+        os.kill(process.pid, signal.SIGINT)
+        result = finish(process, folder, 30).exited(130)
+    said = " ".join((result.stdout + result.stderr).split())
+    assert "jobs.batch" in said and 'cannot delete resource "jobs"' in said
+    assert (
+        f"flow.py kubernetes kill --run-id {result.run_id}, or: kubectl -n {namespace.name}" in said
+    )
+    assert namespace.jobs(), "the test's user may not delete them"
+
+
+# --- five hundred, on made-up nodes -------------------------------------------------------------
+
+
+@pytest.fixture
+def many_nodes(api: KubernetesApi, namespace: Namespace) -> Iterator[dict[str, str]]:
+    """Room for all on nodes that only this test's tasks go to; their variables."""
+    with MadeUpNodes(api) as nodes:
+        labels = {"test": namespace.name}
+        for number in range(2):
+            nodes.add(f"{namespace.name}-{number}", Shape(cpu="512", memory="2Ti", labels=labels))
+        yield {
+            **namespace.environment,
+            "METAFLOW_KUBERNETES_NODE_SELECTOR": f"test={namespace.name}",
+            "METAFLOW_KUBERNETES_TOLERATIONS": '[{"operator": "Exists"}]',
+            "METAFLOW_KUBERNETES_DISK": "100",
+        }
+
+
+def test_five_hundred_that_are_being_submitted_are_gone(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    variables = {
+        **kubernetes,
+        **namespace.environment,
+        "METAFLOW_KUBERNETES_AUTOSCALED": "1",
+        "METAFLOW_KUBERNETES_NODE_SELECTOR": "no=such",
+    }
+    with running(folder, wide_flow(MANY), variables, MANY) as process:
+        wait_until(lambda: len(namespace.jobs()) >= 100, "a hundred jobs", pause=0.1)
+        stop(process, folder, namespace, signal.SIGINT, MANY_GONE_SECONDS)
+
+
+def test_five_hundred_in_every_phase_are_gone(
+    folder: Path,
+    kubernetes: dict[str, str],
+    namespace: Namespace,
+    api: KubernetesApi,
+    many_nodes: dict[str, str],
+) -> None:
+    variables = {**kubernetes, **many_nodes}
+    source = wide_flow(MANY, retry="times=3, minutes_between_retries=5")
+    with running(folder, source, variables, MANY) as process:
+        namespace.wait_for(MANY, lambda pod: pod["spec"].get("nodeName"))
+        pods = namespace.pods()
+        with ThreadPoolExecutor(8) as several:
+            # 100 wait for a retry, 250 run, the others are being prepared.
+            list(several.map(lambda pod: set_running(api, pod), pods[:350]))
+            list(several.map(lambda pod: set_finished(api, pod, exit_code=1), pods[:100]))
+        stop(process, folder, namespace, signal.SIGTERM, MANY_GONE_SECONDS)
+
+
+def is_unschedulable(pod: Json) -> bool:
+    return any(c.get("reason") == "Unschedulable" for c in pod["status"].get("conditions", []))
+
+
+@contextmanager
+def silent_registry() -> Iterator[str]:
+    """A registry that takes connections and never says anything."""
+    with socket.create_server(("0.0.0.0", 0), backlog=64) as server:
+        yield f"10.88.0.1:{server.getsockname()[1]}"
