@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -62,6 +63,8 @@ class MadeUpNodes:
         self._renewed: set[str] = set()
         self._added: set[str] = set()
         self._stop = threading.Event()
+        # As many kubelets would, and not one after the other.
+        self._deleters = ThreadPoolExecutor(8)
         self._threads = [
             threading.Thread(target=self._keep_ready, daemon=True),
             threading.Thread(target=self._delete_pods, daemon=True),
@@ -119,6 +122,7 @@ class MadeUpNodes:
 
     def close(self) -> None:
         self._stop.set()
+        self._deleters.shutdown()
         for name in list(self._added):
             self.remove(name)
 
@@ -158,7 +162,13 @@ class MadeUpNodes:
             pod = event["object"]
             on_ours = pod.get("spec", {}).get("nodeName") in self._added
             if on_ours and event["type"] != "DELETED" and pod["metadata"].get("deletionTimestamp"):
-                remove_pod(self._api, pod)
+                self._deleters.submit(self._remove_pod, pod)
+
+    def _remove_pod(self, pod: Json) -> None:
+        try:
+            remove_pod(self._api, pod)
+        except ApiError as error:
+            print(f"made_up_nodes: a pod stays: {error}", file=sys.stderr)
 
 
 def remove_pod(api: KubernetesApi, pod: Json) -> None:
