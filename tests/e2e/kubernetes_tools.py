@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness import wait_until
-from parts import SECRET, ApiError, KubernetesApi, make_secret, part
+from kubernetes_api import ApiError
+from parts import SECRET, KubernetesApi, make_secret, part
 
 Json = dict[str, Any]
 
