@@ -14,6 +14,7 @@ from typing import Any
 
 from metaflow import _native
 from metaflow._client_settings import configured
+from metaflow._s3_access import options_for
 from metaflow._s3_address import Prefix, prefix_for
 from metaflow._s3_object import (
     ATTRIBUTES_HEADER,
@@ -26,9 +27,6 @@ from metaflow._s3_object import (
 )
 from metaflow.exception import MetaflowS3URLException
 
-# What only boto3 understands; accepted, so that flows written for it run.
-_FOR_BOTO = frozenset({"role", "session_vars", "client_params", "external_client"})
-
 
 class S3:
     """Reads and writes objects of S3; a context manager that removes the files it downloaded.
@@ -40,6 +38,9 @@ class S3:
         run: A flow (`self`) or a `Run`: keys are below its own prefix.
         s3root: `s3://bucket/prefix`, below which keys are.
         encryption: Server-side encryption of what is put: `AES256` or `aws:kms`.
+        role: ARN of a role to assume for all that this client does.
+        session_vars: Of boto3's session: profile_name, region_name, keys.
+        client_params: Of boto3's client: endpoint_url, region_name, verify, keys.
     """
 
     def __init__(
@@ -52,19 +53,12 @@ class S3:
         encryption: str | None = None,
         **kwargs: Any,
     ) -> None:
-        unknown = sorted(set(kwargs) - _FOR_BOTO)
-        if unknown:
-            raise TypeError(f"S3() has no argument `{unknown[0]}`")
-        if kwargs.get("role"):
-            raise MetaflowS3URLException(
-                "S3(role=…) is not in this version: make a profile with `role_arn` and set "
-                "AWS_PROFILE to it"
-            )
         self._prefix: Prefix = prefix_for(bucket, prefix, run, s3root)
         self.encryption = encryption or configured("METAFLOW_S3_SERVER_SIDE_ENCRYPTION")
+        options = options_for(kwargs, self.encryption)
         root = tmproot or configured("METAFLOW_TEMPDIR") or "."
         self._folder: str | None = tempfile.mkdtemp(dir=root, prefix="metaflow.s3.")
-        self._native = _native.S3(_options((kwargs.get("client_params") or {}), self.encryption))
+        self._native = _native.S3(options)
         self._count = 0
 
     def __enter__(self) -> S3:
@@ -211,9 +205,12 @@ class S3:
         metadata: dict[str, str] | None = None,
     ) -> str:
         """Uploads text, bytes or a binary file object; returns its address."""
-        name = key.key if isinstance(key, S3PutObject) else key
+        name, encryption = (
+            (key.key, key.encryption) if isinstance(key, S3PutObject) else (key, None)
+        )
         place = self._prefix.locate(name)
-        self._upload([(place, (bytes_of(obj), None), content_type, metadata)], overwrite)
+        source = (bytes_of(obj), None)
+        self._upload([(place, source, content_type, metadata, encryption)], overwrite)
         return place.url
 
     def put_many(
@@ -236,7 +233,7 @@ class S3:
             return []
         places = [self._prefix.locate(each.key) for each, _ in given]
         uploads = [
-            (place, source, each.content_type, each.metadata)
+            (place, source, each.content_type, each.metadata, each.encryption)
             for place, (each, source) in zip(places, given, strict=True)
         ]
         uploaded = self._upload(uploads, overwrite)
@@ -246,11 +243,11 @@ class S3:
             if done
         ]
 
-    def _upload(self, uploads: list[tuple[Any, Any, Any, Any]], overwrite: bool) -> list[bool]:
+    def _upload(self, uploads: list[tuple[Any, ...]], overwrite: bool) -> list[bool]:
         answers = self._native.put(
             [
-                (place.bucket, place.key, source, content_type, metadata_header(metadata))
-                for place, source, content_type, metadata in uploads
+                (place.bucket, place.key, source, kind, metadata_header(metadata), encryption)
+                for place, source, kind, metadata, encryption in uploads
             ],
             overwrite,
         )
@@ -260,15 +257,6 @@ class S3:
                 raise problem_error(place.url, problem)
             results.append(bool(answer))
         return results
-
-
-def _options(client_params: dict[str, Any], encryption: str | None) -> dict[str, str]:
-    options = {
-        "endpoint": client_params.get("endpoint_url") or configured("METAFLOW_S3_ENDPOINT_URL"),
-        "region": client_params.get("region_name"),
-        "encryption": encryption,
-    }
-    return {name: str(value) for name, value in options.items() if value}
 
 
 def _several(keys: Any) -> list[Any]:

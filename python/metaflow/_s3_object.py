@@ -59,6 +59,7 @@ class S3Object:
         self._info: bool = known.get("info", False)
         self._content_type: str | None = known.get("content_type")
         self._metadata: dict[str, str] | None = known.get("metadata")
+        self._encryption: str | None = known.get("encryption")
         self._range: RangeInfo | None = known.get("range_info")
 
     @classmethod
@@ -72,7 +73,7 @@ class S3Object:
 
     @classmethod
     def known(cls, place: Place, answer: Any, **more: Any) -> S3Object:
-        size, modified, content_type, metadata, _first, _length = answer
+        size, modified, content_type, metadata, _first, _length, encryption = answer
         return cls(
             place,
             size=size,
@@ -80,12 +81,13 @@ class S3Object:
             info=True,
             content_type=content_type,
             metadata=_metadata(metadata),
+            encryption=encryption,
             **more,
         )
 
     @classmethod
     def downloaded_to(cls, place: Place, file: str, answer: Any, with_info: bool) -> S3Object:
-        size, _modified, _content_type, _metadata, first, length = answer
+        size, _modified, _content_type, _metadata, first, length, _encryption = answer
         part = RangeInfo(size, first, length)
         if with_info:
             return cls.known(place, answer, path=file, range_info=part)
@@ -153,8 +155,8 @@ class S3Object:
 
     @property
     def encryption(self) -> str | None:
-        """Not reported by this client."""
-        return None
+        """How S3 keeps it (`AES256`, `aws:kms`); None where it was not told."""
+        return self._encryption
 
     @property
     def range_info(self) -> RangeInfo | None:
@@ -194,6 +196,10 @@ def bytes_of(value: Any) -> bytes:
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     if hasattr(value, "read") and hasattr(value, "seek"):
+        if not _can(value, "readable") or not _can(value, "seekable"):
+            raise exception.MetaflowS3InvalidObject(
+                "a file that is put must be readable and seekable: open it with mode 'rb'"
+            )
         value.seek(0)
         content = value.read()
         if isinstance(content, bytes):
@@ -202,6 +208,11 @@ def bytes_of(value: Any) -> bytes:
         f"a value of type {type(value).__name__} cannot be put: give text, bytes or a file "
         "opened in binary mode"
     )
+
+
+def _can(value: Any, what: str) -> bool:
+    able = getattr(value, what, None)
+    return able is None or bool(able())
 
 
 def problem_error(url: str, problem: tuple[str, str]) -> exception.MetaflowException:

@@ -1,9 +1,12 @@
 """A door before a real object store that counts requests and misbehaves on demand: answers 503,
-answers late, cuts connections in the middle of a body. What it passes on it does not change."""
+answers late, cuts connections in the middle of a body, changes bytes, insists on a region. What it
+passes on else it does not change. It can also speak TLS, and stand in the way as a plain proxy."""
 
 from __future__ import annotations
 
 import http.client
+import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -24,17 +27,26 @@ class Door:
         # How often the body of each download is cut in the middle.
         self.cut_first = 0
         self.delay = 0.0
+        # Downloads of paths with this part come with one byte changed.
+        self.wrong_bytes_of = ""
+        # Answered with a 503 whatever happens: all paths with this part.
+        self.refuse_always: str | None = None
+        # Requests signed for another region are answered as AWS does.
+        self.region: str | None = None
+        self.headers: list[dict[str, str]] = []
+        self.tls = False
         self._seen: Counter[tuple[str, str, str]] = Counter()
         self._lock = threading.Lock()
         self.port = 0
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
-    def note(self, method: str, path: str) -> None:
+    def note(self, method: str, path: str, headers: dict[str, str]) -> None:
         with self._lock:
             self.requests.append((method, path))
+            self.headers.append(headers)
 
     def once_more(self, what: str, method: str, path: str, limit: int) -> bool:
         """Whether this is one of the first `limit` of its kind."""
@@ -53,8 +65,15 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         door, method = self.door, self.command
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        door.note(method, self.path)
+        door.note(method, self.path, {k.lower(): v for k, v in self.headers.items()})
         time.sleep(door.delay)
+        if door.refuse_always is not None and door.refuse_always in self.path:
+            self.answer(503, b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>")
+            return
+        if door.region and f"/{door.region}/s3/" not in self.headers.get("Authorization", ""):
+            text = b"<Error><Code>PermanentRedirect</Code><Message>Elsewhere</Message></Error>"
+            self.answer(301, text, {"x-amz-bucket-region": door.region})
+            return
         if door.once_more("refuse", method, self.path, door.refuse_first):
             self.answer(503, b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>")
             return
@@ -64,6 +83,9 @@ class Handler(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         body = answer.read()
         connection.close()
+        if door.wrong_bytes_of and method == "GET" and door.wrong_bytes_of in self.path:
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         cut = method == "GET" and len(body) > 1000
         cut = cut and door.once_more("cut", method, self.path, door.cut_first)
         self.send_response(answer.status)
@@ -83,8 +105,10 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
 
-    def answer(self, status: int, body: bytes) -> None:
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -94,17 +118,92 @@ class Handler(BaseHTTPRequestHandler):
         """Silent."""
 
 
+class Forwarder(BaseHTTPRequestHandler):
+    """A proxy as companies have them: requests name whole addresses, or ask for a tunnel."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[str]
+
+    def do_CONNECT(self) -> None:
+        self.asked.append(f"CONNECT {self.path}")
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as there:
+            self.send_response(200)
+            self.end_headers()
+            back = threading.Thread(target=_copy, args=(there, self.connection), daemon=True)
+            back.start()
+            _copy(self.connection, there)
+            back.join(30)
+        self.close_connection = True
+
+    def handle_any(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        address = urlsplit(self.path)
+        connection = http.client.HTTPConnection(address.netloc, timeout=60)
+        target = self.path.split(address.netloc, 1)[1]
+        headers = {k: v for k, v in self.headers.items() if not k.lower().startswith("proxy")}
+        connection.request(self.command, target, content, headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "content-length", "date"):
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(body))
+        self.send_header("Content-Length", length or "0")
+        self.end_headers()
+        self.wfile.write(body)
+        connection.close()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Silent."""
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # either side may be gone
+
+
 @contextmanager
-def proxy(backend: str) -> Iterator[Door]:
-    door = Door(backend)
-    handler = type("OwnHandler", (Handler,), {"door": door})
+def served(
+    handler: type[BaseHTTPRequestHandler], tls: tuple[str, str] | None = None
+) -> Iterator[int]:
+    """The port at which requests are handled; `tls` is a certificate and its key."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    door.port = server.server_address[1]
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield door
+        yield server.server_address[1]
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def proxy(backend: str, tls: tuple[str, str] | None = None) -> Iterator[Door]:
+    door = Door(backend)
+    with served(type("OwnHandler", (Handler,), {"door": door}), tls) as port:
+        door.port, door.tls = port, tls is not None
+        yield door
+
+
+@contextmanager
+def company_proxy() -> Iterator[tuple[str, list[str]]]:
+    """Address of a proxy, and what it was asked for."""
+    asked: list[str] = []
+    with served(type("OwnForwarder", (Forwarder,), {"asked": asked})) as port:
+        yield f"http://127.0.0.1:{port}", asked

@@ -50,23 +50,23 @@ impl S3 {
         answers(py, outcomes, info)
     }
 
-    /// Uploads `(bucket, key, (bytes, None) or (None, file), content type, metadata)`; `False` for
-    /// what was there already and stays.
+    /// Uploads `(bucket, key, (bytes, None) or (None, file), content type, metadata, encryption)`;
+    /// `False` for what was there already and stays.
     #[allow(clippy::type_complexity, reason = "a tuple per object, as Python makes them")]
     fn put<'py>(
         &self,
         py: Python<'py>,
-        given: Vec<(String, String, Source, Option<String>, Vec<(String, String)>)>,
+        given: Vec<(String, String, Source, Option<String>, Vec<(String, String)>, Option<String>)>,
         overwrite: bool,
     ) -> PyResult<Bound<'py, PyList>> {
         let uploads: Vec<Upload> = given
             .into_iter()
-            .map(|(bucket, key, source, content_type, metadata)| {
+            .map(|(bucket, key, source, content_type, metadata, encryption)| {
                 let content = match source {
                     (Some(bytes), _) => Content::Memory(bytes::Bytes::from_owner(bytes)),
                     (None, file) => Content::File(PathBuf::from(file.unwrap_or_default())),
                 };
-                Upload { to: Address { bucket, key }, content, content_type, metadata }
+                Upload { to: Address { bucket, key }, content, content_type, metadata, encryption }
             })
             .collect();
         let outcomes = py.detach(|| self.objects.put(&uploads, overwrite)).map_err(|error| store_error(&error))?;
@@ -94,11 +94,12 @@ fn addresses(pairs: Vec<(String, String)>) -> Vec<Address> {
     pairs.into_iter().map(|(bucket, key)| Address { bucket, key }).collect()
 }
 
-/// `(size, epoch milliseconds, content type, metadata, first byte, number of bytes)`.
+/// `(size, epoch milliseconds, content type, metadata, first byte, number of bytes, encryption)`.
 fn info<'py>(py: Python<'py>, info: Info) -> PyResult<Bound<'py, PyAny>> {
     let (first, length) = info.range;
     let tuple: Bound<'py, PyTuple> =
-        (info.size, info.modified, info.content_type, info.metadata, first, length).into_pyobject(py)?;
+        (info.size, info.modified, info.content_type, info.metadata, first, length, info.encryption)
+            .into_pyobject(py)?;
     Ok(tuple.into_any())
 }
 

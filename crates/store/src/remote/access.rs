@@ -9,6 +9,7 @@ use futures::TryStreamExt;
 use object_store::{GetOptions, GetRange, PutMode, PutOptions, PutPayload};
 
 use super::connect::{Patience, connect};
+use super::requests::region_of;
 use super::told::is_outside;
 use super::{Client, Doing, Remote};
 use crate::error::StoreError;
@@ -95,7 +96,9 @@ impl RemoteObjects {
 
     async fn link(&self, key: &str, valid_seconds: u64, endpoint: Option<&str>) -> Result<String, ObjectError> {
         let client = match endpoint {
-            None => self.client()?,
+            None if region_of(&self.remote.bucket).is_none() => self.client()?,
+            // Made before the bucket's region was known, that client would sign for another.
+            None => connect(&self.remote, Patience::Long)?,
             // The address is part of what is signed.
             Some(endpoint) => {
                 let mut location = self.location.clone();

@@ -1,18 +1,19 @@
-//! Credentials, region and address as every AWS tool finds them. `object_store` knows the
-//! environment, web identity and containers; what it lacks is here: profiles (keys, processes,
-//! single sign-on, roles) and an answer at once when there is nothing.
+//! Credentials, region and address as every AWS tool finds them: environment, web identity, profile,
+//! container, machine, in that order.
 
+mod ask;
 mod provider;
+mod time;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ferroflow_core::port::ObjectError;
-use object_store::aws::{AmazonS3Builder, AwsCredential};
-use object_store::client::StaticCredentialProvider;
+use object_store::aws::AwsCredentialProvider;
 
 use super::ini::{Sections, parse};
+use provider::{Keys, Provider, Source};
 
 /// What a connection to S3 needs to know.
 pub(super) struct Settings {
@@ -20,25 +21,7 @@ pub(super) struct Settings {
     pub endpoint: Option<String>,
     /// A file of certificates to trust in place of the system's.
     pub certificates: Option<String>,
-    pub credentials: Credentials,
-}
-
-pub(super) enum Credentials {
-    /// `object_store` finds them in the environment.
-    Environment,
-    Keys(AwsCredential),
-    /// To be asked for when the first request is signed.
-    Asked(provider::Source),
-}
-
-impl Credentials {
-    pub fn give(self, builder: AmazonS3Builder) -> AmazonS3Builder {
-        match self {
-            Self::Environment => builder,
-            Self::Keys(keys) => builder.with_credentials(Arc::new(StaticCredentialProvider::new(keys))),
-            Self::Asked(source) => builder.with_credentials(Arc::new(provider::Provider::new(source))),
-        }
-    }
+    pub credentials: AwsCredentialProvider,
 }
 
 /// A variable that SDKs read too; an empty one counts as not set.
@@ -47,68 +30,85 @@ pub(super) fn environment(name: &str) -> Option<String> {
 }
 
 impl Settings {
+    /// Options are those of a datastore's location; those of an `S3` client are `profile`, `role`,
+    /// `certificates` and keys, too.
     pub fn read(options: &BTreeMap<String, String>) -> Result<Self, ObjectError> {
-        let files = Files::read();
+        let files = Files::read(options.get("profile").cloned());
         let profile = files.profile();
         let of_profile = |name: &str| profile.and_then(|profile| files.value(profile, name));
         let option = |name: &str| options.get(name).cloned();
+        let region = option("region")
+            .or_else(|| environment("AWS_REGION"))
+            .or_else(|| environment("AWS_DEFAULT_REGION"))
+            .or_else(|| of_profile("region"));
+        let certificates =
+            option("certificates").or_else(|| environment("AWS_CA_BUNDLE")).or_else(|| of_profile("ca_bundle"));
+        let source = source(options, &files, region.as_deref())?;
         Ok(Self {
-            region: option("region")
-                .or_else(|| environment("AWS_REGION"))
-                .or_else(|| environment("AWS_DEFAULT_REGION"))
-                .or_else(|| of_profile("region")),
             endpoint: option("endpoint")
                 .or_else(|| environment("AWS_ENDPOINT_URL_S3"))
                 .or_else(|| environment("AWS_ENDPOINT_URL"))
                 .or_else(|| profile.and_then(|profile| files.endpoint(profile))),
-            certificates: environment("AWS_CA_BUNDLE").or_else(|| of_profile("ca_bundle")),
-            credentials: credentials(&files)?,
+            credentials: Arc::new(Provider::new(source, certificates.clone())),
+            region,
+            certificates,
         })
     }
 }
 
-/// Environment, web identity, profile, container, instance: the order of the AWS tools.
-fn credentials(files: &Files) -> Result<Credentials, ObjectError> {
-    if environment("AWS_ACCESS_KEY_ID").is_some() && environment("AWS_SECRET_ACCESS_KEY").is_some() {
-        return Ok(Credentials::Environment);
-    }
-    let web_identity = environment("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() && environment("AWS_ROLE_ARN").is_some();
-    if web_identity {
-        return Ok(Credentials::Environment);
+fn source(options: &BTreeMap<String, String>, files: &Files, region: Option<&str>) -> Result<Source, ObjectError> {
+    let option = |name: &str| options.get(name).cloned();
+    let own = match option("access_key_id").zip(option("secret_access_key")) {
+        Some((id, secret)) => Source::Keys(Keys { id, secret, token: option("session_token") }),
+        None => found(files, region)?,
+    };
+    Ok(match option("role") {
+        None => own,
+        Some(arn) => Source::Role {
+            arn,
+            session: provider::default_session(),
+            external_id: None,
+            region: region.unwrap_or("us-east-1").to_owned(),
+            inner: Box::new(own),
+        },
+    })
+}
+
+fn found(files: &Files, region: Option<&str>) -> Result<Source, ObjectError> {
+    // A profile that is named in code goes before the environment.
+    if files.named_in_code.is_none()
+        && let Some(source) = provider::of_environment(region)
+    {
+        return Ok(source);
     }
     if let Some(profile) = files.profile()
         && let Some(source) = provider::of_profile(files, profile, &mut Vec::new())?
     {
-        return Ok(match source {
-            provider::Source::Keys(keys) => Credentials::Keys(keys),
-            source => Credentials::Asked(source),
-        });
+        return Ok(source);
     }
-    if environment("AWS_PROFILE").is_some() && files.profile().is_none() {
+    if let Some((name, variable)) = files.asked_for()
+        && files.profile().is_none()
+    {
         return Err(ObjectError::Denied(format!(
-            "there is no AWS profile `{}` (AWS_PROFILE) in `{}` or `{}`",
-            environment("AWS_PROFILE").unwrap_or_default(),
+            "there is no AWS profile `{name}`{variable} in `{}` or `{}`",
             Files::config_path().display(),
             Files::credentials_path().display()
         )));
     }
-    let container = ["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"];
-    if container.iter().any(|name| environment(name).is_some()) {
-        return Ok(Credentials::Environment);
-    }
-    Ok(Credentials::Asked(provider::Source::Instance))
+    Ok(provider::of_container().unwrap_or(Source::Instance))
 }
 
 /// The two files of profiles.
 pub(super) struct Files {
     config: Sections,
     credentials: Sections,
+    named_in_code: Option<String>,
 }
 
 impl Files {
-    fn read() -> Self {
+    fn read(named_in_code: Option<String>) -> Self {
         let sections = |path: PathBuf| std::fs::read_to_string(path).map(|text| parse(&text)).unwrap_or_default();
-        Self { config: sections(Self::config_path()), credentials: sections(Self::credentials_path()) }
+        Self { config: sections(Self::config_path()), credentials: sections(Self::credentials_path()), named_in_code }
     }
 
     fn config_path() -> PathBuf {
@@ -119,10 +119,17 @@ impl Files {
         environment("AWS_SHARED_CREDENTIALS_FILE").map_or_else(|| home().join(".aws/credentials"), PathBuf::from)
     }
 
+    /// The profile somebody named, and the variable that did.
+    fn asked_for(&self) -> Option<(String, &'static str)> {
+        let in_code = self.named_in_code.clone().map(|name| (name, ""));
+        in_code
+            .or_else(|| environment("AWS_PROFILE").map(|name| (name, " (AWS_PROFILE)")))
+            .or_else(|| environment("AWS_DEFAULT_PROFILE").map(|name| (name, " (AWS_DEFAULT_PROFILE)")))
+    }
+
     /// The name of the profile in force, if it exists.
     fn profile(&self) -> Option<&str> {
-        let name = environment("AWS_PROFILE").or_else(|| environment("AWS_DEFAULT_PROFILE"));
-        let name = name.unwrap_or_else(|| "default".to_owned());
+        let name = self.asked_for().map_or_else(|| "default".to_owned(), |(name, _)| name);
         self.named(&name)
     }
 

@@ -3,17 +3,15 @@
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use ferroflow_core::port::ObjectError;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
-use object_store::client::{
-    Certificate, HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
-};
+use object_store::client::Certificate;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
-use super::{Client, Doing, Remote, RequestCount, aws, memory};
+use super::requests::{self, Connector, Signing};
+use super::{Client, Doing, Remote, aws, memory};
 
 /// The kinds of remote stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,33 +96,6 @@ impl Patience {
     }
 }
 
-/// Counts requests on their way out.
-#[derive(Debug)]
-struct Counting {
-    requests: Arc<RequestCount>,
-}
-
-#[derive(Debug)]
-struct CountingService {
-    inner: HttpClient,
-    requests: Arc<RequestCount>,
-}
-
-impl HttpConnector for Counting {
-    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let inner = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(CountingService { inner, requests: Arc::clone(&self.requests) }))
-    }
-}
-
-#[async_trait]
-impl HttpService for CountingService {
-    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        self.requests.add();
-        self.inner.execute(request).await
-    }
-}
-
 pub(super) fn connect(remote: &Remote, patience: Patience) -> Result<Client, ObjectError> {
     use_ring();
     match remote.kind {
@@ -147,12 +118,18 @@ pub(super) fn use_ring() {
 
 fn connect_s3(remote: &Remote, patience: Patience) -> Result<Client, ObjectError> {
     let settings = aws::Settings::read(&remote.options)?;
+    let region = requests::region_of(&remote.bucket).or(settings.region);
+    let signing = Signing {
+        bucket: remote.bucket.clone(),
+        region: region.clone().unwrap_or_else(|| "us-east-1".to_owned()),
+        credentials: Arc::clone(&settings.credentials),
+    };
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(&remote.bucket)
         .with_retry(patience.config())
-        .with_http_connector(counting(remote))
+        .with_http_connector(Connector { requests: Arc::clone(&remote.requests), signing: Some(signing) })
         .with_client_options(client_options(settings.certificates.as_deref(), settings.endpoint.as_deref())?);
-    if let Some(region) = &settings.region {
+    if let Some(region) = &region {
         builder = builder.with_region(region);
     }
     if let Some(endpoint) = &settings.endpoint {
@@ -163,7 +140,7 @@ fn connect_s3(remote: &Remote, patience: Patience) -> Result<Client, ObjectError
         let key = "aws_server_side_encryption".parse().map_err(|error| remote.tell(Doing::Write, "", &error))?;
         builder = builder.with_config(key, encryption);
     }
-    builder = settings.credentials.give(builder);
+    builder = builder.with_credentials(settings.credentials);
     finish(remote, builder.build())
 }
 
@@ -209,8 +186,8 @@ fn connect_gs(remote: &Remote, patience: Patience) -> Result<Client, ObjectError
     finish(remote, builder.build())
 }
 
-fn counting(remote: &Remote) -> Counting {
-    Counting { requests: Arc::clone(&remote.requests) }
+fn counting(remote: &Remote) -> Connector {
+    Connector { requests: Arc::clone(&remote.requests), signing: None }
 }
 
 fn finish<S>(remote: &Remote, built: object_store::Result<S>) -> Result<Client, ObjectError>

@@ -12,6 +12,7 @@ mod connect;
 mod ini;
 pub mod log;
 mod memory;
+mod requests;
 pub mod s3;
 mod told;
 mod transfer;

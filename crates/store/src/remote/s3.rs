@@ -1,6 +1,7 @@
 //! Many objects of S3 at once for the `S3` client: downloads to files, uploads, listings, what is
 //! known of objects. Addresses are whole; whose they are and what they are called is the caller's.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
@@ -20,6 +21,7 @@ use object_store::{
     PutPayload,
 };
 
+use super::requests::{ENCRYPTION, with_stand_ins, without_stand_ins};
 use super::{Client, Doing, Remote, RequestCount};
 use crate::error::StoreError;
 
@@ -60,6 +62,8 @@ pub struct Info {
     pub modified: i64,
     pub content_type: Option<String>,
     pub metadata: Vec<(String, String)>,
+    /// How S3 keeps it: `AES256`, `aws:kms` …
+    pub encryption: Option<String>,
     /// First byte and number of bytes that were fetched.
     pub range: (u64, u64),
 }
@@ -83,6 +87,8 @@ pub struct Upload {
     pub content: Content,
     pub content_type: Option<String>,
     pub metadata: Vec<(String, String)>,
+    /// In place of the client's.
+    pub encryption: Option<String>,
 }
 
 /// One entry of a listing; `None` in place of size and time for a common prefix.
@@ -95,12 +101,12 @@ pub struct S3 {
     requests: Arc<RequestCount>,
 }
 
-struct Buckets<'a> {
-    clients: HashMap<&'a str, (Remote, Client)>,
-}
+/// A bucket, and how what is put there is encrypted.
+type Door<'a> = (&'a str, Option<&'a str>);
 
 impl S3 {
-    /// Options are those of a [`StoreLocation`]: `endpoint`, `region`, `encryption`.
+    /// Options are those of a [`StoreLocation`] (`endpoint`, `region`, `encryption`), and `profile`,
+    /// `role`, `certificates`, `access_key_id`, `secret_access_key`, `session_token`.
     pub fn new(options: BTreeMap<String, String>) -> Self {
         Self { options, requests: Arc::default() }
     }
@@ -114,7 +120,7 @@ impl S3 {
     pub fn get(&self, downloads: &[Download]) -> Result<Vec<Result<Info, Problem>>, StoreError> {
         self.all(
             downloads,
-            |download| &download.from.bucket,
+            |download| (&download.from.bucket, None),
             async |remote, client, download| download_one(remote, client, download).await,
         )
     }
@@ -123,7 +129,7 @@ impl S3 {
     pub fn info(&self, addresses: &[Address]) -> Result<Vec<Result<Info, Problem>>, StoreError> {
         self.all(
             addresses,
-            |address| &address.bucket,
+            |address| (&address.bucket, None),
             async |remote, client, address| {
                 let options = GetOptions { head: true, ..GetOptions::default() };
                 let result = client.store.get_opts(&path_of(&address.key)?, options).await;
@@ -138,7 +144,7 @@ impl S3 {
     pub fn put(&self, uploads: &[Upload], overwrite: bool) -> Result<Vec<Result<bool, Problem>>, StoreError> {
         self.all(
             uploads,
-            |upload| &upload.to.bucket,
+            |upload| (&upload.to.bucket, upload.encryption.as_deref()),
             async |remote, client, upload| upload_one(remote, client, upload, overwrite).await,
         )
     }
@@ -147,7 +153,7 @@ impl S3 {
     pub fn list(&self, prefixes: &[Address], recursive: bool) -> Result<Vec<Result<Vec<Listed>, Problem>>, StoreError> {
         self.all(
             prefixes,
-            |prefix| &prefix.bucket,
+            |prefix| (&prefix.bucket, None),
             async |remote, client, prefix| list_one(remote, client, prefix, recursive).await,
         )
     }
@@ -155,23 +161,22 @@ impl S3 {
     fn all<'a, Item: Sync, Output: Send>(
         &self,
         items: &'a [Item],
-        bucket: impl Fn(&'a Item) -> &'a str + Sync,
+        door: impl Fn(&'a Item) -> Door<'a> + Sync,
         work: impl AsyncFn(&Remote, &Client, &'a Item) -> Result<Output, Problem> + Sync,
     ) -> Result<Vec<Result<Output, Problem>>, StoreError> {
         let Some(first) = items.first() else { return Ok(Vec::new()) };
-        self.remote(bucket(first))?.block_on(async |_| {
-            let mut buckets = Buckets { clients: HashMap::new() };
+        self.remote(door(first))?.block_on(async |_| {
+            let mut clients: HashMap<Door<'a>, (Remote, Client)> = HashMap::new();
             for item in items {
-                let name = bucket(item);
-                if !buckets.clients.contains_key(name) {
-                    let remote = self.remote(name).map_err(told)?;
+                if let Entry::Vacant(free) = clients.entry(door(item)) {
+                    let remote = self.remote(*free.key()).map_err(told)?;
                     let client = super::connect::connect(&remote, super::connect::Patience::Long)?;
-                    buckets.clients.insert(name, (remote, client));
+                    free.insert((remote, client));
                 }
             }
-            let (buckets, work, bucket) = (&buckets, &work, &bucket);
+            let (clients, work, door) = (&clients, &work, &door);
             let each = |item: &'a Item| async move {
-                let (remote, client) = &buckets.clients[bucket(item)];
+                let (remote, client) = &clients[&door(item)];
                 let mut tries = 1;
                 loop {
                     match work(remote, client, item).await {
@@ -184,9 +189,13 @@ impl S3 {
         })
     }
 
-    fn remote(&self, bucket: &str) -> Result<Remote, StoreError> {
+    fn remote(&self, (bucket, encryption): Door<'_>) -> Result<Remote, StoreError> {
         let root = format!("s3://{bucket}");
-        let location = StoreLocation { kind: "s3".to_owned(), root, options: self.options.clone() };
+        let mut options = self.options.clone();
+        if let Some(encryption) = encryption {
+            options.insert("encryption".to_owned(), encryption.to_owned());
+        }
+        let location = StoreLocation { kind: "s3".to_owned(), root, options };
         let mut remote = Remote::of(&location)?.expect("s3 is a remote kind");
         remote.requests = Arc::clone(&self.requests);
         Ok(remote)
@@ -200,14 +209,10 @@ fn told(error: StoreError) -> ObjectError {
     }
 }
 
-/// Keys are taken as they are; some that S3 allows cannot be named by the library underneath.
+/// Keys are taken as they are, also those that the library underneath cannot name.
 fn path_of(key: &str) -> Result<ObjectPath, Problem> {
-    let path =
-        ObjectPath::parse(key).map_err(|error| Problem::Other(format!("the key `{key}` cannot be used: {error}")))?;
-    if path.as_ref() == key {
-        return Ok(path);
-    }
-    Err(Problem::Other(format!("the key `{key}` cannot be used: a key must not begin or end with a slash")))
+    let whole = with_stand_ins(key);
+    ObjectPath::parse(&whole).map_err(|error| Problem::Other(format!("the key `{key}` cannot be used: {error}")))
 }
 
 fn problem(remote: &Remote, doing: Doing, key: &str, error: &object_store::Error) -> Problem {
@@ -240,6 +245,7 @@ fn info_of(result: &GetResult) -> Info {
     for (attribute, value) in result.attributes.iter() {
         match attribute {
             Attribute::ContentType => info.content_type = Some(value.to_string()),
+            Attribute::Metadata(name) if name == ENCRYPTION => info.encryption = Some(value.to_string()),
             Attribute::Metadata(name) => info.metadata.push((name.to_string(), value.to_string())),
             _ => {}
         }
@@ -356,10 +362,10 @@ fn attributes_of(upload: &Upload) -> Attributes {
 
 async fn list_one(remote: &Remote, client: &Client, prefix: &Address, recursive: bool) -> Result<Vec<Listed>, Problem> {
     let tell = |error: object_store::Error| problem(remote, Doing::List, &prefix.key, &error);
-    let folder = prefix.key.trim_end_matches('/');
+    let folder = prefix.key.strip_suffix('/').unwrap_or(&prefix.key);
     let base = if folder.is_empty() { None } else { Some(path_of(folder)?) };
     let file = |object: object_store::ObjectMeta| {
-        (object.location.to_string(), Some((object.size, object.last_modified.timestamp_millis())))
+        (without_stand_ins(object.location.as_ref()), Some((object.size, object.last_modified.timestamp_millis())))
     };
     if recursive {
         let mut found = Vec::new();
@@ -370,6 +376,6 @@ async fn list_one(remote: &Remote, client: &Client, prefix: &Address, recursive:
         return Ok(found);
     }
     let level = client.store.list_with_delimiter(base.as_ref()).await.map_err(tell)?;
-    let prefixes = level.common_prefixes.iter().map(|path| (format!("{path}/"), None));
+    let prefixes = level.common_prefixes.iter().map(|path| (without_stand_ins(path.as_ref()) + "/", None));
     Ok(prefixes.chain(level.objects.into_iter().map(file)).collect())
 }

@@ -68,12 +68,13 @@ pub(super) fn told(remote: &Remote, doing: Doing, key: &str, error: &object_stor
 }
 
 fn denied(remote: &Remote, doing: Doing, url: &str, error: &object_store::Error) -> ObjectError {
+    let bucket = remote.kind.bucket_word();
     let said = said_by_server(error).map_or_else(String::new, |text| format!(" ({text})"));
     ObjectError::Denied(format!(
-        "cannot {} `{url}`: access denied{said}; check that the credentials in use are right and allow {} on the {} `{}`",
+        "cannot {} `{url}`: access denied{said}; check that the {bucket} exists, and that the credentials in use are \
+         right and allow {} on the {bucket} `{}`",
         doing.word(),
         doing.permission(remote.kind),
-        remote.kind.bucket_word(),
         remote.bucket
     ))
 }
