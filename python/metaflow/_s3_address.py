@@ -21,8 +21,7 @@ class Place(NamedTuple):
 
     def inside(self, key: str) -> Place:
         """Something found below this place; its own address is the prefix it is named by."""
-        prefix = self.prefix if self.prefix is not None else self.url
-        return Place(self.bucket, key, prefix)
+        return Place(self.bucket, key, self.url.removesuffix("/"))
 
 
 class Prefix(NamedTuple):

@@ -117,7 +117,7 @@ class S3Object:
         prefix = self._place.prefix
         if prefix is None:
             return self.url
-        return self.url.removeprefix(prefix).lstrip("/")
+        return self.url.removeprefix(prefix).removeprefix("/")
 
     @property
     def path(self) -> str | None:

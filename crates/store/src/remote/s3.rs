@@ -121,7 +121,14 @@ impl S3 {
         self.all(
             downloads,
             |download| (&download.from.bucket, None),
-            async |remote, client, download| download_one(remote, client, download).await,
+            async |remote, client, download| {
+                let outcome = download_one(remote, client, download).await;
+                if outcome.is_err() {
+                    // What came so far would only take room; nothing may have come.
+                    let _ = std::fs::remove_file(&download.to);
+                }
+                outcome
+            },
         )
     }
 
