@@ -323,11 +323,14 @@ class Step(MetaflowObject):
 
     @property
     def control_task(self) -> Task | None:
-        """The control task of a `num_parallel` step; those are not in this version."""
+        """The control task of a `num_parallel` step, its rank 0; None in other steps."""
         return next(self.control_tasks(), None)
 
-    def control_tasks(self, *_tags: str) -> Iterator[Task]:
-        return iter(())
+    def control_tasks(self, *tags: str) -> Iterator[Task]:
+        """Control tasks of the step: several where its gang is inside a foreach."""
+        for task in self.tasks(*tags):
+            if task.metadata_dict.get("internal_task_type") == "control_task":
+                yield task
 
     def _graph(self) -> Row:
         return self._store.graph(self._run_row())

@@ -29,13 +29,14 @@ _ALWAYS = frozenset(
 _RECORD_SECONDS = 10.0
 _RECORD_PAUSE_SECONDS = 0.005
 _COMPUTED = frozenset({"graph", "is_running_flow", "pathspec", "run", "task", "tempdir"})
-# Fields that a decorator of a later version would add.
+# Fields that a decorator adds, or one of a later version would.
 _LATER = {
     "branch_name": "@project",
     "card": "@card",
     "is_production": "@project",
+    "is_parallel": "@parallel and num_parallel",
     "is_user_branch": "@project",
-    "parallel": "@parallel",
+    "parallel": "@parallel and num_parallel",
     "project_flow_name": "@project",
     "project_name": "@project",
     "spot_termination_notice": "a remote compute layer",
@@ -62,6 +63,10 @@ class Current:
         values = self.__dict__.get("_values", {})
         if name in values:
             return values[name]
+        if name == "parallel" and values.get("is_parallel"):
+            from metaflow._parallel import parallel
+
+            return parallel()
         needs = _LATER.get(name)
         reason = f": it comes with {needs}" if needs else ""
         raise AttributeError(f"`current` has no `{name}` here{reason}", name=name, obj=self)
@@ -150,6 +155,8 @@ class Current:
             "tags": set(spec["tags"]),
             "parameter_names": parameters,
         }
+        if spec.get("gang"):
+            self._values["is_parallel"] = True
 
     def _enter_flow(self, flow_name: str, user: str) -> None:
         """For code that runs before any task does: defaults of parameters."""

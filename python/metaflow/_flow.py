@@ -101,7 +101,8 @@ class FlowSpec:
 
         `self.next(self.a)` goes on to one step, `self.next(self.a, self.b)` runs several in
         parallel, `self.next(self.a, foreach="items")` runs one step for every item of the
-        attribute of that name, `self.next({"x": self.a, "y": self.b}, condition="choice")` goes
+        attribute of that name, `self.next(self.a, num_parallel=4)` runs a step with @parallel four
+        times at once, as a gang, `self.next({"x": self.a, "y": self.b}, condition="choice")` goes
         on to the step of the case that the attribute of that name holds.
         """
         from metaflow._next import take_transition
@@ -139,7 +140,7 @@ class FlowSpec:
             return None
         return _item_of_frame(self, state, len(state.frames) - 1)
 
-    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+    def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
         """`(index, number of splits, item)` for every foreach around this task, outermost first."""
         state = self.__ferroflow__
         if state is None:
@@ -231,6 +232,8 @@ def _item_of_frame(flow: FlowSpec, state: TaskState, level: int) -> Any:
         return state.frames.item(level)
     # A join inherits nothing: the outer item is there only if the list of items is.
     variable = state.frames.variable(level)
+    if not variable:
+        return None
     if variable in flow.__dict__ or state.source_of(variable) is not None:
         return state.frames.item(level)
     return None

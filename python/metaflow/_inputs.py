@@ -119,7 +119,7 @@ class Input:
         frames = table.frames(position)
         return frames.item() if len(frames) else None
 
-    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+    def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
         """`(index, number of splits, item)` for every foreach around the task, outermost first."""
         table, position = self.__ferroflow_place__
         frames = table.frames(position)

@@ -46,7 +46,10 @@ def take_transition(
     if options.get("foreach") is not None:
         state.transition = _foreach(flow, state.step, names, options["foreach"], line)
         return
-    state.transition = TakenTransition(names, line)
+    ranks = options.get("num_parallel")
+    state.transition = TakenTransition(
+        names, line, num_splits=None if ranks is None else int(ranks)
+    )
 
 
 def _check_options(step: str, targets: tuple[Any, ...], options: dict[str, Any], line: int) -> None:
@@ -56,15 +59,15 @@ def _check_options(step: str, targets: tuple[Any, ...], options: dict[str, Any],
     unknown = sorted(set(options) - _OPTIONS)
     if unknown:
         raise refuse(
-            f"self.next has no argument `{unknown[0]}`: it takes steps and `foreach` or `condition`"
+            f"self.next has no argument `{unknown[0]}`: it takes steps and `foreach`, "
+            "`num_parallel` or `condition`"
         )
     if not targets:
         raise refuse("self.next names no step: write self.next(self.some_step)")
     given = [name for name in ("condition", "foreach", "num_parallel") if options.get(name)]
     if len(given) > 1:
         raise refuse(f"self.next cannot have both `{given[0]}` and `{given[1]}`")
-    if options.get("num_parallel") is not None:
-        raise refuse("`num_parallel` is not in this version of ferroflow: use a foreach")
+    _check_ranks(targets, options.get("num_parallel"), refuse)
     _check_condition(targets, options.get("condition"), refuse)
     foreach = options.get("foreach")
     if foreach is None:
@@ -76,6 +79,15 @@ def _check_options(step: str, targets: tuple[Any, ...], options: dict[str, Any],
         )
     if len(targets) > 1:
         raise refuse(f"a foreach leads to exactly one step, but self.next names {len(targets)}")
+
+
+def _check_ranks(targets: tuple[Any, ...], ranks: Any, refuse: Any) -> None:
+    if ranks is None:
+        return
+    if isinstance(ranks, bool) or not hasattr(ranks, "__index__") or ranks < 1:
+        raise refuse(f"`num_parallel` must be a whole number, at least 1, not {ranks!r}")
+    if len(targets) > 1:
+        raise refuse(f"num_parallel leads to exactly one step, but self.next names {len(targets)}")
 
 
 def _check_condition(targets: tuple[Any, ...], condition: Any, refuse: Any) -> None:

@@ -176,13 +176,16 @@ class Frames:
         level %= len(self._stack)
         if level not in self._items:
             frame = self._stack[level]
+            if not frame["variable"]:
+                # A rank of a gang: its number stands for the item.
+                return frame["index"]
             pack = open_inputs(self._root, self._flow_name, frame["source"])[0]
             self._items[level] = foreach_item(pack, frame["variable"], frame["index"])
         return self._items[level]
 
-    def stack(self, items: list[Any]) -> list[tuple[int, int, Any]]:
-        """`(index, number of splits, item)` of each level."""
+    def stack(self, items: list[Any]) -> list[tuple[int, int | None, Any]]:
+        """`(index, number of splits, item)` of each level; a gang's has no number of splits."""
         return [
-            (frame["index"], frame["num_splits"], item)
+            (frame["index"], frame["num_splits"] if frame["variable"] else None, item)
             for frame, item in zip(self._stack, items, strict=True)
         ]

@@ -109,6 +109,8 @@ class _Task:
         flow = self._flow_class.__new__(self._flow_class)
         object.__setattr__(flow, "__ferroflow__", state)
         try:
+            if spec.get("gang"):
+                self._enter_gang()
             flow.__init__(use_cli=False)  # type: ignore[misc] # it may be the user's own
             self._work(flow, state)
         except BaseException as error:  # noqa: BLE001 - whatever user code raises is reported
@@ -149,6 +151,14 @@ class _Task:
         if catch is not None and catch.get("var"):
             self._own[catch["var"]] = None
 
+    def _enter_gang(self) -> None:
+        from metaflow._parallel import enter_gang
+
+        def record(name: str, value: str) -> None:
+            self._control.send({"type": "metadata", "name": name, "value": value})
+
+        enter_gang(self._spec, self._decorators, record)
+
     def _count_iteration(self, flow: FlowSpec, state: TaskState) -> None:
         """A step that leads to itself notes how often it has: `[0]`, `[1]`, and so on."""
         if not self._leads_to_itself(state.step):
@@ -181,7 +191,7 @@ class _Task:
                 )
             )
         limit = self._spec["max_num_splits"]
-        if taken.num_splits is not None and taken.num_splits > limit:
+        if taken.foreach is not None and taken.num_splits is not None and taken.num_splits > limit:
             self._outcome["may_retry"] = False
             raise _NotCaught(
                 MetaflowException(

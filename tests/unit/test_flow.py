@@ -219,7 +219,10 @@ NEXT = """
         ("self.next('end')", "self.next got 'end', which is not a step of this flow"),
         ("self.next(self.end())", "self.next got a NoneType, which is not a step"),
         ("self.next(self.helper)", "self.next names `helper`, which is not a step"),
-        ("self.next(self.end, num_parallel=2)", "`num_parallel` is not in this version"),
+        (
+            "self.next(self.end, num_parallel=0)",
+            "`num_parallel` must be a whole number",
+        ),
     ],
 )
 def test_mistakes_in_next(task_runner, call, problem):

@@ -11,7 +11,7 @@ use ferroflow_compute::remote::Remote;
 use ferroflow_compute::routing::RoutingLayer;
 use ferroflow_core::decorator::kubernetes::{CONTAINER_REGISTRY, KubernetesOptions, in_registry};
 use ferroflow_core::decorator::{DecoratorKind, find};
-use ferroflow_core::graph::Graph;
+use ferroflow_core::graph::{Graph, StepKind};
 use ferroflow_core::id::{RunId, StepName};
 use ferroflow_core::port::{ComputeLayer, EventSink};
 use ferroflow_core::task::StoreLocation;
@@ -50,6 +50,7 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Plan, Failure> {
             ),
         ));
     }
+    refuse_gangs(graph)?;
     let settings = kubernetes_settings(context, graph)?;
     let cluster = Cluster::connect().await.map_err(|fault| Failure::new(HEADLINE, fault.to_string()))?;
     let autoscaled = context.config.lookup.flag("METAFLOW_KUBERNETES_AUTOSCALED", false);
@@ -63,6 +64,18 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Plan, Failure> {
         return Err(Failure::new(HEADLINE, admission.refusals.join("\n")));
     }
     Ok(Plan { kubernetes: Some((cluster, settings)) })
+}
+
+fn refuse_gangs(graph: &Graph) -> Result<(), Failure> {
+    let ranks =
+        graph.steps.iter().filter(|step| step.kind == StepKind::Parallel).map(|step| &graph.steps[step.children[0]]);
+    match ranks.into_iter().find(|step| step.policy.layer == Some("kubernetes")) {
+        Some(step) => Err(Failure::new(
+            HEADLINE,
+            format!("step `{}` is a gang (num_parallel), which does not run on Kubernetes in this version", step.name),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The configuration that decorators fall back to.

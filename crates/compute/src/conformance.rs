@@ -82,6 +82,7 @@ pub fn launch(task: u64, step: &str) -> TaskLaunch {
         tags: Vec::new(),
         expected_inputs: None,
         max_num_splits: 100,
+        gang: None,
     };
     TaskLaunch { id: attempt(task), spec, has_imports: false, time_limit: None }
 }

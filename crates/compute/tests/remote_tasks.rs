@@ -214,6 +214,7 @@ fn launch(task: u64, inputs: u64) -> TaskLaunch {
             tags: Vec::new(),
             expected_inputs: None,
             max_num_splits: 100,
+            gang: None,
         },
     }
 }

@@ -128,23 +128,17 @@ pub static DECORATORS: &[DecoratorSpec] = &[
         &[attribute("vars", "dict", "{}", "Variables and their values; values become text.")],
     ),
     now("kubernetes", "Run the step on Kubernetes, as a Job of its own.", kubernetes::ATTRIBUTES),
-    later(
-        "parallel",
-        Step,
-        "Run the step as a gang of tasks.",
-        "use a foreach over range(n) where the tasks need not talk to each other",
-    ),
+    now("parallel", "Run the step as a gang of tasks that reach each other, for `num_parallel`.", &[]),
     later(
         "pypi",
         Step,
         "Run the step in an environment with packages from PyPI.",
         "install the packages into the environment you run the flow with, and remove it",
     ),
-    later(
+    now(
         "pytorch_parallel",
-        Step,
-        "Set up torch.distributed in a gang of tasks.",
-        "start the processes from within the step, for example with torchrun",
+        "Run the step as a gang of tasks, with torch.distributed's variables set.",
+        &[attribute("master_port", "int", "null", "Port of rank 0; by default one that follows from the run's id.")],
     ),
     now(
         "resources",

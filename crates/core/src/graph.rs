@@ -58,7 +58,7 @@ pub enum StepKind {
     Foreach {
         variable: String,
     },
-    /// `num_parallel`: not in this version.
+    /// `num_parallel`: the tasks of a gang run at the same time.
     Parallel,
     Switch {
         condition: String,
@@ -110,7 +110,6 @@ impl Graph {
     pub fn check_can_run(&self) -> Result<(), Diagnostic> {
         for (index, step) in self.steps.iter().enumerate() {
             let what = match step.kind {
-                StepKind::Parallel => "num_parallel",
                 StepKind::Switch { .. } if !SWITCH_IS_ENABLED => "a switch",
                 _ => continue,
             };

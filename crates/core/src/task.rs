@@ -64,6 +64,22 @@ pub struct TaskSpec {
     pub expected_inputs: Option<u64>,
     /// `--max-num-splits`: a foreach wider than this fails its parent.
     pub max_num_splits: u64,
+    /// Set for the ranks of a `num_parallel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gang: Option<GangPlace>,
+}
+
+/// Which of a gang's tasks this is. All ranks are submitted together, in order of rank, and are at
+/// the same attempt; a layer that starts them as one has all it needs once `nodes` launches of the
+/// same control task and attempt are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GangPlace {
+    /// Counted from 0; rank 0 is the control task, whom the others reach by its address.
+    pub rank: u64,
+    /// How many ranks there are.
+    pub nodes: u64,
+    /// Task of rank 0.
+    pub control_task: TaskId,
 }
 
 /// Finished attempts of one step, in order, as inclusive ranges of task ids.

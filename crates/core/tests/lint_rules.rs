@@ -363,17 +363,11 @@ fn a_graph_knows_what_the_run_asks() {
 }
 
 #[test]
-fn num_parallel_is_refused_when_run() {
+fn num_parallel_runs() {
     let flow: Flow =
         flow().parallel("start", "a").linear("a", "j").with("parallel", &json!({})).join("j", "end").end().build();
     assert_eq!(check(&flow), []);
-    let refusal: Diagnostic = samples::graph(flow).check_can_run().expect_err("not in this version");
-    assert_eq!((refusal.headline, refusal.line), ("Not in this version", 15));
-    assert_eq!(
-        refusal.message,
-        "Step `start` ends with num_parallel, which is not in this version. Use a foreach over range(n) where \
-         the tasks need not talk to each other."
-    );
+    assert_eq!(samples::graph(flow).check_can_run(), Ok(()));
 }
 
 proptest! {

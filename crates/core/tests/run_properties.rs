@@ -12,7 +12,7 @@ use ferroflow_core::metadata::{DataRef, RunState, TaskRecord};
 use ferroflow_core::run::{Event, ResumePlan, RunSettings};
 use ferroflow_core::task::{AttemptState, Cause, CauseKind, TaskLaunch};
 use ferroflow_testkit::shapes::{self, Shape};
-use ferroflow_testkit::world::{World, caught, exited, killed, raised, settings, split, succeeded};
+use ferroflow_testkit::world::{World, caught, exited, gang, killed, raised, settings, split, succeeded};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -196,6 +196,7 @@ fn well(world: &World, choices: &Choices, launch: &TaskLaunch) -> ferroflow_core
     let path = path_of(launch);
     match step.kind {
         StepKind::Foreach { .. } => split(names[0], choices.splits(index, &path)),
+        StepKind::Parallel => gang(names[0], choices.splits(index, &path)),
         StepKind::Switch { .. } => {
             let iteration = world.records[&launch.id.task].iteration;
             let way = choices.way(graph, index, &path, iteration);
@@ -363,12 +364,24 @@ proptest! {
     }
 }
 
-/// Names of tasks that are done.
+/// Names of tasks that are done; ranks count only where all of their gang are.
 fn ok_names(world: &World) -> BTreeSet<Name> {
     let step = |r: &TaskRecord| world.graph.step(r.step.as_str());
     let done = |r: &&TaskRecord| r.state == AttemptState::Done && r.ok == Some(true);
     let name = |r: &TaskRecord| Some((step(r)?, r.foreach_path.clone(), r.iteration));
-    world.records.values().filter(done).filter_map(name).collect()
+    let done: BTreeMap<Name, &TaskRecord> =
+        world.records.values().filter(done).filter_map(|r| Some((name(r)?, r))).collect();
+    let whole = |(step, path, _): &&Name| {
+        let split = world.graph.steps[*step].split_stack.last();
+        let Some(split) = split.filter(|split| world.graph.steps[**split].kind == StepKind::Parallel) else {
+            return true;
+        };
+        let (_, outer) = path.split_last().expect("a rank has an index");
+        let parents = done.range((*split, outer.to_vec(), 0)..=(*split, outer.to_vec(), u32::MAX));
+        let width = parents.last().and_then(|(_, parent)| parent.num_splits).expect("its split is done");
+        (0..width).all(|rank| done.contains_key(&(*step, [outer, &[rank]].concat(), 0)))
+    };
+    done.keys().filter(whole).cloned().collect()
 }
 
 fn assert_ran_only_new(world: &World, before: &BTreeSet<Name>) {

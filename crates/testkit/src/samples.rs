@@ -60,6 +60,17 @@ pub fn recursion() -> Flow {
     FlowBuilder::new("Recursion").linear("start", "again").switch("again", &["again", "end"]).end().build()
 }
 
+/// start → rank × n → join → end, the ranks being a gang
+pub fn gang() -> Flow {
+    FlowBuilder::new("Gang")
+        .parallel("start", "rank")
+        .linear("rank", "join")
+        .with("parallel", &serde_json::json!({}))
+        .join("join", "end")
+        .end()
+        .build()
+}
+
 /// The graph of a flow that is known to be valid.
 ///
 /// # Panics
@@ -77,7 +88,7 @@ mod tests {
 
     #[test]
     fn all_are_valid() {
-        for flow in [two_steps(), linear(), branches(), foreach(), nested(), switch(), recursion()] {
+        for flow in [two_steps(), linear(), branches(), foreach(), nested(), switch(), recursion(), gang()] {
             let name = flow.name.clone();
             assert!(graph(flow).check_can_run().is_ok(), "{name}");
         }

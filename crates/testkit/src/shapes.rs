@@ -19,11 +19,13 @@ pub enum Shape {
     Switch(Vec<Shape>),
     /// A step that may lead to itself.
     Loop,
+    /// Ranks of a `num_parallel` and their join.
+    Gang,
 }
 
 /// Sequences of a few nested shapes, of about `steps` steps each where they are large.
 pub fn shape(steps: u32) -> impl Strategy<Value = Shape> {
-    let leaf = prop_oneof![4 => Just(Shape::Step), 1 => Just(Shape::Loop)];
+    let leaf = prop_oneof![4 => Just(Shape::Step), 1 => Just(Shape::Loop), 1 => Just(Shape::Gang)];
     let part = leaf.prop_recursive(4, steps, 3, |inner| {
         prop_oneof![
             1 => inner.clone(),
@@ -75,6 +77,12 @@ impl Writer {
                 let out = self.name("out");
                 self.builder = self.builder.clone().switch(entry, &[entry, &out]);
                 self.linear(&out, exit);
+            }
+            Shape::Gang => {
+                let (rank, join) = (self.name("r"), self.name("j"));
+                let flow = self.builder.clone().parallel(entry, &rank);
+                self.builder = flow.linear(&rank, &join).with("parallel", &serde_json::json!({}));
+                self.join(&join, exit);
             }
             Shape::Sequence(parts) => {
                 let mut at = entry.to_owned();

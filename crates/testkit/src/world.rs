@@ -9,7 +9,7 @@ use ferroflow_core::graph::{Graph, StepKind};
 use ferroflow_core::id::{AttemptId, RunId, StepName, TaskId};
 use ferroflow_core::metadata::{Record, TaskRecord, TaskRow};
 use ferroflow_core::port::StopSignal;
-use ferroflow_core::run::{Action, Event, Message, ResumePlan, Run, RunEnd, RunSettings};
+use ferroflow_core::run::{Action, Event, Line, Message, ResumePlan, Run, RunEnd, RunSettings};
 use ferroflow_core::task::{
     AttemptReport, ExceptionInfo, Millis, ProcessExit, StoreLocation, TakenTransition, TaskLaunch, TaskOutcome, Usage,
 };
@@ -55,6 +55,14 @@ pub fn split(target: &str, splits: u64) -> AttemptReport {
     let transition = transition.expect("a report with a transition");
     transition.num_splits = Some(splits);
     transition.foreach = Some("items".into());
+    report
+}
+
+/// Ended well with `num_parallel`.
+pub fn gang(target: &str, ranks: u64) -> AttemptReport {
+    let mut report = split(target, ranks);
+    let transition = report.outcome.as_mut().and_then(|o| o.transition.as_mut());
+    transition.expect("a report with a transition").foreach = None;
     report
 }
 
@@ -169,6 +177,7 @@ impl World {
         let names: Vec<&str> = step.children.iter().map(|c| self.graph.steps[*c].name.as_str()).collect();
         match step.kind {
             StepKind::Foreach { .. } => split(names[0], splits),
+            StepKind::Parallel => gang(names[0], splits),
             StepKind::Switch { .. } => succeeded(&names[names.len() - 1..]),
             _ => succeeded(&names),
         }
@@ -221,10 +230,17 @@ impl World {
         assert_eq!((launch.spec.task, launch.spec.attempt), (id.task, id.attempt));
         assert!(self.seen.insert(id), "attempt {id} was submitted twice");
         assert!(self.out.keys().all(|o| o.task != id.task), "task {} is out twice at once", id.task);
-        assert!(self.stops.iter().all(|(ids, _)| ids.len() == 1), "a submit after the run was stopped");
+        let stopping = self.messages.iter().any(|message| matches!(message.line, Line::Terminating { .. }));
+        assert!(!stopping, "a submit after the run was stopped");
         self.out.insert(id, launch.clone());
-        assert!(self.out.len() <= self.max_workers, "more than max_workers are out");
+        assert!(self.taken_workers() <= self.max_workers, "more than max_workers are out");
         self.submitted.push(launch);
+    }
+
+    /// Attempts that are out, a gang counting as one.
+    fn taken_workers(&self) -> usize {
+        let worker = |launch: &TaskLaunch| launch.spec.gang.map_or(launch.id.task, |gang| gang.control_task);
+        self.out.values().map(worker).collect::<BTreeSet<TaskId>>().len()
     }
 
     fn record(&mut self, record: Record) {

@@ -123,6 +123,7 @@ fn probe_launch(identity: &RunIdentity, step: &StepName) -> TaskLaunch {
         tags: Vec::new(),
         expected_inputs: None,
         max_num_splits: 0,
+        gang: None,
     };
     TaskLaunch { id: AttemptId { task: TaskId(0), attempt: 0 }, spec, has_imports: false, time_limit: None }
 }

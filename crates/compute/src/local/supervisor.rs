@@ -232,7 +232,10 @@ impl Supervisor {
     }
 
     fn fits_memory(&mut self, name: &StepName) -> bool {
-        if self.running.is_empty() {
+        // The first ranks of a gang wait for the others, however little memory is left.
+        let next = self.steps.get(name).and_then(|step| step.queue.front());
+        let follows_rank = next.and_then(|queued| queued.launch.spec.gang).is_some_and(|gang| gang.rank > 0);
+        if self.running.is_empty() || follows_rank {
             return true;
         }
         let occupants = self.running.values().map(|running| Occupant {

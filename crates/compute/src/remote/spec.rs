@@ -61,6 +61,7 @@ pub(super) mod tests {
             tags: Vec::new(),
             expected_inputs: None,
             max_num_splits: 100,
+            gang: None,
         }
     }
 

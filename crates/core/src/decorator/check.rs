@@ -237,6 +237,10 @@ fn wrong_kubernetes(place: &Place) -> Option<Diagnostic> {
         let message = format!("Step `{step}` has both @kubernetes and @batch; keep one of them.");
         return Some(place.finding(HEADLINE, message));
     }
+    if other("catch").is_some() && (other("parallel").is_some() || other("pytorch_parallel").is_some()) {
+        let message = format!("@catch cannot stand on step `{step}`, whose gang runs on Kubernetes; remove @catch.");
+        return Some(place.finding(HEADLINE, message));
+    }
     let limit = other("timeout").map(|timeout| super::duration(&timeout.attributes));
     if let Some(limit) = limit.filter(|limit| *limit > 0.0 && *limit < SHORTEST_TIME_LIMIT) {
         let message = format!(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::frames::{DataPoint, Frame, FrameId, Place};
+use super::gang::Again;
 use super::message::Line;
 use super::outcome::{Failure, Judge, Taken, Verdict};
 use super::queue::{Inputs, Ready};
@@ -61,14 +62,17 @@ impl Run {
             ..Ending::default()
         };
         out.push(self.record(task, &active, now, &ending));
-        if let Some(splits) = taken.num_splits {
+        let foreach = matches!(self.graph.steps[active.ready.step].kind, StepKind::Foreach { .. });
+        if let Some(splits) = taken.num_splits.filter(|_| foreach) {
             out.push(self.say(task, &active, Line::ForeachYields { splits }));
         }
         out.push(self.say(task, &active, Line::TaskFinished));
         if matches!(self.phase, Phase::Running) {
-            let Active { ready, attempt, .. } = active;
-            let point = DataPoint { run: 0, step: ready.step, task, attempt };
-            self.advance(&ready, point, taken);
+            let point = DataPoint { run: 0, step: active.ready.step, task, attempt: active.attempt };
+            match self.gang_of(&active.ready) {
+                Some(gang) => self.rank_done(gang, active, (point, taken.clone()), now, out),
+                None => self.advance(&active.ready, point, taken),
+            }
         }
     }
 
@@ -82,7 +86,8 @@ impl Run {
         out: &mut Vec<Action>,
     ) {
         // A task that was asked to end did not fail, unless it had a reason of its own.
-        let stopped = self.stop_cause().filter(|_| !failure.said);
+        let gang_stops = self.gang_stop_cause(&active).filter(|_| failure.cause.kind != CauseKind::Killed);
+        let stopped = self.stop_cause().or_else(|| gang_stops.clone()).filter(|_| !failure.said);
         active.state = match stopped {
             Some(_) => AttemptState::Cancelled,
             None => AttemptState::Failed,
@@ -97,6 +102,9 @@ impl Run {
         };
         out.push(self.record(task, &active, now, &ending));
         if active.state == AttemptState::Cancelled {
+            if gang_stops.is_some() && matches!(self.phase, Phase::Running) {
+                out.push(self.say(task, &active, Line::TaskCause(cause.clone())));
+            }
             out.push(self.say(task, &active, Line::TaskFailed));
         } else {
             self.say_failed(task, &active, failure, out);
@@ -107,6 +115,11 @@ impl Run {
         }
         let policy = &self.graph.steps[active.ready.step].policy;
         let left = active.tries() < policy.user_retries + policy.fallbacks;
+        let gang = self.gang_of(&active.ready);
+        if let Some(gang) = gang.filter(|_| gang_stops.is_some() || failure.may_retry && left) {
+            self.rank_failed(gang, active, Again::failed(task, cause.text), now, out);
+            return;
+        }
         if failure.may_retry && left {
             let mut next = active.again();
             next.previous_failure = Some(cause.text);
@@ -128,7 +141,8 @@ impl Run {
             return;
         }
         // A layer says `lost` of what it was told to stop before it had started it.
-        let stopped = self.stop_cause().filter(|_| cause.kind == CauseKind::Cancelled);
+        let gang_stops = self.gang_stop_cause(&active);
+        let stopped = self.stop_cause().or_else(|| gang_stops.clone()).filter(|_| cause.kind == CauseKind::Cancelled);
         active.state = if stopped.is_some() { AttemptState::Cancelled } else { AttemptState::Lost };
         let told = stopped.as_ref().unwrap_or(&cause);
         let ending = Ending { cause: Some(told), ok: Some(false), ..Ending::default() };
@@ -136,8 +150,15 @@ impl Run {
         if !matches!(self.phase, Phase::Running) {
             self.counts[active.ready.step].failed += 1;
             out.push(self.say(id.task, &active, Line::TaskFailed));
+        } else if let Some(gang) = self.gang_of(&active.ready).filter(|_| gang_stops.is_some()) {
+            self.rank_failed(gang, active, Again::lost(id.task), now, out);
         } else if active.lost < MAX_LOSSES {
             out.push(self.say(id.task, &active, Line::TaskLost(cause)));
+            if let Some(gang) = self.gang_of(&active.ready) {
+                self.rank_failed(gang, active, Again::lost(id.task), now, out);
+                self.go_on(now, out);
+                return;
+            }
             let previous_failure = active.previous_failure.clone();
             let mut next = active.again();
             next.lost += 1;

@@ -11,11 +11,13 @@ use crate::task::AttemptState;
 impl Run {
     /// Panics, saying which, on the first invariant that does not hold.
     pub fn check_invariants(&self) {
-        assert!(self.active.len() <= self.settings.max_workers, "more attempts than max_workers");
+        let stopping = matches!(self.phase, Phase::Stopping(_)); // gangs are given up then
+        assert!(stopping || self.taken_workers() <= self.settings.max_workers, "more attempts than max_workers");
         self.check_phase();
         self.check_active();
         self.check_counts();
         self.check_frames();
+        self.check_gangs();
         if !matches!(self.phase, Phase::Stopping(_) | Phase::Ended | Phase::New) {
             self.check_tokens();
         }
@@ -29,7 +31,7 @@ impl Run {
             Phase::Running => {
                 assert!(!self.active.is_empty(), "a running run has tasks");
                 assert!(!self.end_reached, "nothing runs once the end step is done");
-                let full = self.active.len() == self.settings.max_workers;
+                let full = self.taken_workers() == self.settings.max_workers;
                 assert!(full || self.queue.is_empty(), "a worker is free and a task waits");
             }
             Phase::Stopping(_) => {
@@ -85,7 +87,8 @@ impl Run {
             assert_eq!(live(found), live(kept), "counts of step {name}");
         }
         let ids = self.counts.iter().map(|c| c.starting + c.running + c.done + c.failed);
-        assert_eq!(ids.sum::<u64>(), self.next_task - 1, "a task is counted nowhere or twice");
+        let between = self.gangs.values().flat_map(super::Gang::ended).filter(|(_, done)| !done).count() as u64;
+        assert_eq!(ids.sum::<u64>() + between, self.next_task - 1, "a task is counted nowhere or twice");
     }
 
     fn check_frames(&self) {
@@ -100,6 +103,24 @@ impl Run {
             assert_eq!(count, frame.arrivals.count(), "arrivals are miscounted");
             assert!(from <= frame.width, "an arrival past the last split");
             assert!(count < frame.width, "a complete split is still open");
+        }
+    }
+
+    /// A rank of a gang is either out or over, and all ranks are at the same attempt.
+    fn check_gangs(&self) {
+        for gang in self.gangs.values() {
+            assert!(gang.out() > 0, "a gang that is over is kept");
+            let mut attempts = BTreeSet::new();
+            for rank in 0..gang.width {
+                let active = self.active.get(&crate::id::TaskId(gang.first.0 + rank));
+                assert_eq!(active.is_none(), gang.is_ended(rank), "rank {rank} is out and over, or neither");
+                attempts.extend(active.map(|active| (active.attempt, active.lost)));
+            }
+            assert_eq!(attempts.len(), 1, "ranks of a gang are at different attempts");
+        }
+        let ranks = self.active.values().filter(|active| self.gang_of(&active.ready).is_some()).count();
+        if matches!(self.phase, Phase::Running) {
+            assert_eq!(ranks, self.gangs.values().map(super::Gang::out).sum::<usize>(), "a rank without a gang");
         }
     }
 
@@ -123,6 +144,9 @@ impl Run {
         };
         for active in self.active.values() {
             hold(active.ready.place, 1);
+        }
+        for (ready, _) in self.gangs.values().flat_map(super::Gang::ended) {
+            hold(ready.place, 1);
         }
         for (_, frame) in self.frames.iter() {
             hold(frame.outer, 1);

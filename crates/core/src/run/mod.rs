@@ -4,6 +4,7 @@
 
 mod advance;
 mod frames;
+mod gang;
 mod invariants;
 mod message;
 mod outcome;
@@ -20,7 +21,8 @@ use crate::id::{AttemptId, PARAMETERS_STEP, PARAMETERS_TASK, RunId, StepName, Ta
 use crate::metadata::{Record, RunState, TaskRecord, TaskRow};
 use crate::port::{LayerEvent, StopSignal};
 use crate::task::{AttemptReport, AttemptState, Cause, InputRef, Millis, StoreLocation, TaskLaunch};
-use frames::{Frames, Place};
+use frames::{FrameId, Frames, Place};
+use gang::Gang;
 use queue::{Inputs, Queue, Ready};
 use resume::{Cloning, OriginParameters, Runs};
 use stop::Stopping;
@@ -161,6 +163,8 @@ pub struct Run {
     queue: Queue,
     frames: Frames,
     active: BTreeMap<TaskId, Active>,
+    /// Gangs that are out, by their split.
+    gangs: BTreeMap<FrameId, Gang>,
     /// When attempts are killed for running past their `@timeout`.
     backstops: BTreeSet<(Millis, AttemptId)>,
     /// When attempts that pause before a retry are submitted.
@@ -222,6 +226,7 @@ impl Run {
             queue: Queue::default(),
             frames: Frames::default(),
             active: BTreeMap::new(),
+            gangs: BTreeMap::new(),
             backstops: BTreeSet::new(),
             pauses: BTreeSet::new(),
             counts,

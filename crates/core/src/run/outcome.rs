@@ -8,6 +8,8 @@ use crate::task::{AttemptReport, Cause, CauseKind, ExceptionInfo, ProcessExit, T
 
 /// Exit code of a task that must not be retried.
 const NO_RETRY_EXIT_CODE: i32 = 202;
+/// Ranks of one gang: all of them are out at once.
+const MOST_RANKS: u64 = 10_000;
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Verdict {
@@ -159,6 +161,9 @@ impl Judge<'_> {
     }
 
     fn num_splits(&self, step: &GraphStep, taken: &TakenTransition) -> Result<Option<u64>, String> {
+        if matches!(step.kind, StepKind::Parallel) {
+            return ranks(step, taken).map(Some);
+        }
         let StepKind::Foreach { variable } = &step.kind else {
             return match &taken.foreach {
                 None => Ok(None),
@@ -192,6 +197,21 @@ impl Judge<'_> {
     fn names(&self, steps: &[StepIndex]) -> String {
         let names: Vec<String> = steps.iter().map(|s| format!("`{}`", self.graph.steps[*s].name)).collect();
         if names.is_empty() { "nowhere".to_owned() } else { names.join(", ") }
+    }
+}
+
+/// The number of ranks of a `num_parallel`.
+fn ranks(step: &GraphStep, taken: &TakenTransition) -> Result<u64, String> {
+    match (taken.num_splits, &taken.foreach) {
+        (Some(ranks @ 1..=MOST_RANKS), None) => Ok(ranks),
+        (Some(ranks), None) => {
+            Err(format!("step `{}` ended with num_parallel={ranks}; it is a number from 1 to {MOST_RANKS}", step.name))
+        }
+        _ => Err(format!(
+            "step `{}` ended without the num_parallel that its last statement has; a step has one `self.next`, as its \
+             last statement",
+            step.name
+        )),
     }
 }
 

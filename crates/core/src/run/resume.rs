@@ -201,7 +201,9 @@ impl Run {
             };
             let path = self.frames.path(ready.place);
             let key = Key { step: ready.step, path, iteration: ready.iteration };
-            match cloning.tasks.remove(&key) {
+            let origin = if self.may_clone(&ready, &key) { self.take_origin(&key) } else { None };
+            let Phase::Cloning(cloning) = &mut self.phase else { return };
+            match origin {
                 Some(origin) => {
                     let run = cloning.origin.clone();
                     self.clone_task(&ready, key.path, &origin, &run, now, out);
@@ -215,6 +217,25 @@ impl Run {
                     }
                 }
             }
+        }
+    }
+
+    /// A rank of a gang is cloned with all others or not at all.
+    fn may_clone(&self, ready: &Ready, key: &Key) -> bool {
+        let (Some(frame), Phase::Cloning(cloning)) = (self.gang_of(ready), &self.phase) else { return true };
+        self.clones_gang(frame, ready.place.index, |rank| {
+            let mut path = key.path.clone();
+            if let Some(last) = path.last_mut() {
+                *last = rank;
+            }
+            cloning.tasks.contains_key(&Key { step: key.step, path, iteration: key.iteration })
+        })
+    }
+
+    fn take_origin(&mut self, key: &Key) -> Option<Origin> {
+        match &mut self.phase {
+            Phase::Cloning(cloning) => cloning.tasks.remove(key),
+            _ => None,
         }
     }
 

@@ -33,6 +33,7 @@ impl Run {
     /// Ends the run early: nothing further starts, what runs is asked to end.
     pub(super) fn stop(&mut self, reason: Reason, now: Millis, out: &mut Vec<Action>) {
         self.queue.clear();
+        self.give_up_gangs();
         for counts in &mut self.counts {
             counts.queued = 0;
         }
@@ -190,6 +191,7 @@ impl Run {
             }
             Phase::Running => {
                 self.kill_overdue(now, out);
+                self.kill_gangs(now, out);
                 self.end_pauses(now, out);
                 if now >= self.report_at {
                     self.report_at = now + PROGRESS_INTERVAL;
@@ -224,7 +226,8 @@ impl Run {
             Phase::Running => {
                 let backstop = self.backstops.first().map_or(Millis::MAX, |(at, _)| *at);
                 let pause = self.pauses.first().map_or(Millis::MAX, |(at, _)| *at);
-                Some(backstop.min(pause).min(self.report_at))
+                let gang = self.gangs.values().filter_map(|gang| gang.kill_at()).min().unwrap_or(Millis::MAX);
+                Some(backstop.min(pause).min(gang).min(self.report_at))
             }
         }
     }

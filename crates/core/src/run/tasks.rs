@@ -79,12 +79,21 @@ pub(super) struct Ending<'a> {
 impl Run {
     /// Starts as many ready tasks as there are free workers.
     pub(super) fn pump(&mut self, now: Millis, out: &mut Vec<Action>) {
-        while self.active.len() < self.settings.max_workers {
-            let Some((ready, _)) = self.queue.pop() else { return };
-            self.counts[ready.step].queued -= 1;
+        while self.taken_workers() < self.settings.max_workers {
+            let Some(ready) = self.pop_ready() else { return };
+            if let Some(frame) = self.gang_of(&ready) {
+                self.start_gang(frame, ready, now, out);
+                continue;
+            }
             let task = self.allocate();
             self.submit(task, Active::new(ready, now), now, out);
         }
+    }
+
+    pub(super) fn pop_ready(&mut self) -> Option<Ready> {
+        let (ready, _) = self.queue.pop()?;
+        self.counts[ready.step].queued -= 1;
+        Some(ready)
     }
 
     pub(super) fn allocate(&mut self) -> TaskId {
@@ -174,6 +183,7 @@ impl Run {
             tags: settings.tags.clone(),
             expected_inputs,
             max_num_splits: settings.max_num_splits,
+            gang: self.gang_place(&active.ready),
         }
     }
 
