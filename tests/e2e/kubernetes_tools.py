@@ -5,15 +5,19 @@ How the cluster is started is `tests/clusters`' business; users' environments ar
 
 from __future__ import annotations
 
+import dataclasses
+import http.server
 import subprocess
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from harness import wait_until
+from harness import DEADLINE, Result, finish, kill_marked, start, wait_until, write_flow
 from kubernetes_api import ApiError
-from parts import SECRET, KubernetesApi, make_secret, part
+from parts import KubernetesApi, make_secret, part
 
 Json = dict[str, Any]
 
@@ -39,6 +43,10 @@ class Namespace:
         return [
             p for p in self.pods() if p["metadata"]["annotations"]["metaflow/step_name"] == step
         ]
+
+    def wait_for_jobs(self, count: int) -> list[Json]:
+        wait_until(lambda: len(self.jobs()) >= count, f"{count} jobs", 60, 0.1)
+        return self.jobs()
 
     def phases(self, phase: str) -> int:
         return sum(pod["status"].get("phase") == phase for pod in self.pods())
@@ -133,6 +141,75 @@ def own_namespace(api: KubernetesApi) -> Iterator[Namespace]:
         _delete(api, f"/api/v1/namespaces/{name}")
 
 
+class Started:
+    """A command of a flow that goes on beside the test."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, output: Path) -> None:
+        self.process = process
+        self.folder = folder
+        self._output = output
+
+    def shown(self) -> str:
+        """What it has printed on stdout so far."""
+        return self._output.read_text(errors="replace")
+
+    def wait_shown(self, text: str, deadline: float = 60.0) -> None:
+        wait_until(lambda: text in self.shown(), f"the words `{text}`", deadline, 0.05)
+
+    def end(self, deadline: float = DEADLINE) -> Result:
+        result = finish(self.process, self.folder, deadline)
+        return dataclasses.replace(result, stdout=self.shown())
+
+
+@contextmanager
+def started(
+    folder: Path, source: str, *options: str, env: dict[str, str], name: str = "flow.py"
+) -> Iterator[Started]:
+    """`run` of a flow; it is killed if the test leaves it running."""
+    flow = write_flow(folder, source, name)
+    output = folder / f"{name}.out"
+    with output.open("wb") as out:
+        process = start(folder, flow, "run", *options, env=env, stdout=out.fileno())
+    try:
+        yield Started(process, folder, output)
+    finally:
+        if process.poll() is None:
+            kill_marked(folder)
+            process.communicate()
+
+
+class _NoSuchImage(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/v2/" else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def empty_registry() -> Iterator[str]:
+    """A registry without any image; `localhost` is where plain HTTP is allowed."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NoSuchImage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"localhost:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
+def priority_class(api: KubernetesApi, namespace: Namespace) -> Iterator[str]:
+    """A class whose pods take the place of ordinary ones."""
+    path = "/apis/scheduling.k8s.io/v1/priorityclasses"
+    api.post(path, {"metadata": {"name": namespace.name}, "value": 1000})
+    try:
+        yield namespace.name
+    finally:
+        api.delete(f"{path}/{namespace.name}")
+
+
 def _is_there(api: KubernetesApi, path: str) -> bool:
     try:
         api.get(path)
@@ -149,15 +226,3 @@ def _delete(api: KubernetesApi, path: str) -> None:
     except ApiError as error:
         if error.status not in (404, 409):
             raise
-
-
-__all__ = [
-    "SECRET",
-    "ApiError",
-    "Json",
-    "Namespace",
-    "is_running",
-    "own_namespace",
-    "rule",
-    "step_of",
-]

@@ -6,16 +6,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from harness import Result, finish, kill_marked, start, wait_until, write_flow
-from kubernetes_tools import Json, Namespace, is_running, rule
+from harness import Result, wait_until
+from kubernetes_tools import Json, Namespace, Started, is_running, rule, started
 from made_up_nodes import MadeUpNodes, Shape, set_finished, set_running
 from parts import KubernetesApi
 
@@ -57,32 +56,23 @@ def wide_flow(width: int, options: str = "", body: str = "time.sleep(600)", retr
     """
 
 
-@contextmanager
-def running(
+def wide_run(
     folder: Path, source: str, variables: dict[str, str], width: int
-) -> Iterator[subprocess.Popen[bytes]]:
-    flow = write_flow(folder, source)
+) -> AbstractContextManager[Started]:
     most = ["--max-workers", str(width), "--max-num-splits", str(width)]
-    process = start(folder, flow, "run", *most, env=variables)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            kill_marked(folder)
-            process.communicate()
+    return started(folder, source, *most, env=variables)
 
 
 def stop(
-    process: subprocess.Popen[bytes],
-    folder: Path,
+    run: Started,
     namespace: Namespace,
     number: signal.Signals,
     within: float = ALL_GONE_SECONDS,
 ) -> Result:
     """Sends the signal; when the command has ended, nothing of the run is left on the cluster."""
     began = time.monotonic()
-    os.kill(process.pid, number)
-    result = finish(process, folder).exited(EXIT_CODES[number])
+    os.kill(run.process.pid, number)
+    result = run.end().exited(EXIT_CODES[number])
     took = time.monotonic() - began
     names = [item["metadata"]["name"] for item in [*namespace.jobs(), *namespace.pods()]]
     assert not names, f"left behind: {names}\n{result.stdout[-3000:]}\n{result.stderr}"
@@ -95,9 +85,9 @@ def test_tasks_that_run_are_gone(
     folder: Path, kubernetes: dict[str, str], namespace: Namespace
 ) -> None:
     variables = {**kubernetes, **namespace.environment}
-    with running(folder, wide_flow(4), variables, 4) as process:
+    with wide_run(folder, wide_flow(4), variables, 4) as run:
         namespace.wait_for(4, is_running)
-        result = stop(process, folder, namespace, signal.SIGINT)
+        result = stop(run, namespace, signal.SIGINT)
     assert result.stdout.count("[KILLED BY ORCHESTRATOR]") == 4
 
 
@@ -110,9 +100,9 @@ def test_tasks_that_no_node_holds_are_gone(
         "METAFLOW_KUBERNETES_AUTOSCALED": "1",
         "METAFLOW_KUBERNETES_NODE_SELECTOR": "no=such",
     }
-    with running(folder, wide_flow(4), variables, 4) as process:
+    with wide_run(folder, wide_flow(4), variables, 4) as run:
         namespace.wait_for(4, is_unschedulable)
-        stop(process, folder, namespace, signal.SIGTERM)
+        stop(run, namespace, signal.SIGTERM)
 
 
 def test_tasks_whose_image_is_being_pulled_are_gone(
@@ -121,9 +111,9 @@ def test_tasks_whose_image_is_being_pulled_are_gone(
     variables = {**kubernetes, **namespace.environment}
     with silent_registry() as registry:
         source = wide_flow(4, options=f"image='{registry}/slow/image:1'")
-        with running(folder, source, variables, 4) as process:
+        with wide_run(folder, source, variables, 4) as run:
             wait_until(lambda: len(namespace.events("Pulling")) == 4, "four pulls", pause=0.1)
-            stop(process, folder, namespace, signal.SIGINT)
+            stop(run, namespace, signal.SIGINT)
 
 
 def test_tasks_that_wait_before_a_retry_are_gone(
@@ -133,9 +123,9 @@ def test_tasks_that_wait_before_a_retry_are_gone(
         4, body="raise ValueError('again')", retry="times=3, minutes_between_retries=5"
     )
     variables = {**kubernetes, **namespace.environment}
-    with running(folder, source, variables, 4) as process:
+    with wide_run(folder, source, variables, 4) as run:
         namespace.wait_for(4, lambda pod: pod["status"].get("phase") == "Failed")
-        result = stop(process, folder, namespace, signal.SIGTERM)
+        result = stop(run, namespace, signal.SIGTERM)
     assert result.stdout.count("Sleeping 5 minutes before the next retry") >= 1
 
 
@@ -145,11 +135,11 @@ def test_a_task_that_ignores_sigterm_is_killed(
     ignore = "import signal; signal.signal(15, signal.SIG_IGN)"
     body = f"{ignore}; print('deaf', flush=True); time.sleep(600)"
     variables = {**kubernetes, **namespace.environment}
-    with running(folder, wide_flow(1, body=body), variables, 1) as process:
+    with wide_run(folder, wide_flow(1, body=body), variables, 1) as run:
         pod = namespace.wait_running()
         wait_until(lambda: "deaf" in namespace.log(pod), "the task is deaf", pause=0.1)
-        os.kill(process.pid, signal.SIGINT)
-        finish(process, folder, 20).exited(130)
+        os.kill(run.process.pid, signal.SIGINT)
+        run.end(20).exited(130)
     assert not namespace.jobs() and not namespace.pods()
 
 
@@ -161,9 +151,9 @@ def test_single_deletes_take_over_where_collections_may_not_be_deleted(
         rule("pods", verbs="get list watch delete"),
     )
     variables = {**kubernetes, **namespace.environment, "KUBECONFIG": user}
-    with running(folder, wide_flow(4), variables, 4) as process:
+    with wide_run(folder, wide_flow(4), variables, 4) as run:
         namespace.wait_for(4, is_running)
-        stop(process, folder, namespace, signal.SIGINT)
+        stop(run, namespace, signal.SIGINT)
 
 
 def test_what_may_not_be_deleted_is_told_with_the_command_that_does(
@@ -173,10 +163,10 @@ def test_what_may_not_be_deleted_is_told_with_the_command_that_does(
         rule("jobs", verbs="create get list", group="batch"), rule("pods", verbs="get list watch")
     )
     variables = {**kubernetes, **namespace.environment, "KUBECONFIG": user}
-    with running(folder, wide_flow(1), variables, 1) as process:
+    with wide_run(folder, wide_flow(1), variables, 1) as run:
         namespace.wait_running()
-        os.kill(process.pid, signal.SIGINT)
-        result = finish(process, folder, 30).exited(130)
+        os.kill(run.process.pid, signal.SIGINT)
+        result = run.end(30).exited(130)
     said = " ".join((result.stdout + result.stderr).split())
     assert "jobs.batch" in said and 'cannot delete resource "jobs"' in said
     assert (
@@ -212,9 +202,9 @@ def test_five_hundred_that_are_being_submitted_are_gone(
         "METAFLOW_KUBERNETES_AUTOSCALED": "1",
         "METAFLOW_KUBERNETES_NODE_SELECTOR": "no=such",
     }
-    with running(folder, wide_flow(MANY), variables, MANY) as process:
+    with wide_run(folder, wide_flow(MANY), variables, MANY) as run:
         wait_until(lambda: len(namespace.jobs()) >= 100, "a hundred jobs", pause=0.1)
-        stop(process, folder, namespace, signal.SIGINT, MANY_GONE_SECONDS)
+        stop(run, namespace, signal.SIGINT, MANY_GONE_SECONDS)
 
 
 def test_five_hundred_in_every_phase_are_gone(
@@ -226,14 +216,14 @@ def test_five_hundred_in_every_phase_are_gone(
 ) -> None:
     variables = {**kubernetes, **many_nodes}
     source = wide_flow(MANY, retry="times=3, minutes_between_retries=5")
-    with running(folder, source, variables, MANY) as process:
+    with wide_run(folder, source, variables, MANY) as run:
         namespace.wait_for(MANY, lambda pod: pod["spec"].get("nodeName"))
         pods = namespace.pods()
         with ThreadPoolExecutor(8) as several:
             # 100 wait for a retry, 250 run, the others are being prepared.
             list(several.map(lambda pod: set_running(api, pod), pods[:350]))
             list(several.map(lambda pod: set_finished(api, pod, exit_code=1), pods[:100]))
-        stop(process, folder, namespace, signal.SIGTERM, MANY_GONE_SECONDS)
+        stop(run, namespace, signal.SIGTERM, MANY_GONE_SECONDS)
 
 
 def is_unschedulable(pod: Json) -> bool:

@@ -52,6 +52,8 @@ pub struct Attempt {
     pub taken: Option<Cause>,
     /// Whether its Job is still there is being asked.
     pub asking_for_job: bool,
+    /// The events about its pod, which somebody took away, are being read.
+    pub asking_why: bool,
     pub pod_is_gone: bool,
     pub round: u32,
     ticket: Arc<Ticket>,
@@ -78,6 +80,7 @@ impl Attempt {
             stuck: None,
             taken: None,
             asking_for_job: false,
+            asking_why: false,
             pod_is_gone: false,
             round: 0,
             ticket: Arc::default(),

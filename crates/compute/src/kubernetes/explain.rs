@@ -29,6 +29,26 @@ pub async fn explain(cluster: &Cluster, namespace: &str) -> Result<Explanations,
     Ok(found)
 }
 
+/// Why a pod is being taken away, where the cluster's events say so.
+pub async fn why_taken(cluster: &Cluster, namespace: &str, pod: &str) -> Option<String> {
+    let events = cluster.list_events(namespace, &format!("involvedObject.name={pod}")).await.ok()?;
+    events.iter().find_map(taken_by)
+}
+
+fn taken_by(event: &Value) -> Option<String> {
+    let node = event["source"]["host"].as_str().filter(|node| !node.is_empty());
+    let on = node.map_or_else(String::new, |node| format!(" from node `{node}`"));
+    let message = event["message"].as_str().unwrap_or_default();
+    match event["reason"].as_str()? {
+        "Preempted" => Some(format!("preempted by a pod of higher priority: {message}")),
+        "TaintManagerEviction" => {
+            Some("its node does not answer any more, or is being emptied, and Kubernetes took its pod away".to_owned())
+        }
+        "Evicted" => Some(format!("evicted{on}: {message}")),
+        _ => None,
+    }
+}
+
 fn latest(events: &[Value]) -> HashMap<String, String> {
     let mut sorted: Vec<&Value> = events.iter().collect();
     sorted.sort_by_key(|event| event["lastTimestamp"].as_str().unwrap_or_default());
@@ -61,6 +81,18 @@ mod tests {
         let event = |name: &str, at: &str, message: &str| json!({ "involvedObject": { "name": name }, "lastTimestamp": at, "message": message });
         let events = [event("a", "2026-01-02T00:00:00Z", "new"), event("a", "2026-01-01T00:00:00Z", "old")];
         assert_eq!(latest(&events)["a"], "new");
+    }
+
+    #[test]
+    fn events_say_who_took_a_pod_away() {
+        let said = |reason: &str, message: &str| taken_by(&json!({ "reason": reason, "message": message }));
+        assert_eq!(
+            said("Preempted", "Preempted by team/urgent on node n1").as_deref(),
+            Some("preempted by a pod of higher priority: Preempted by team/urgent on node n1")
+        );
+        assert_eq!(said("Evicted", "low on memory").as_deref(), Some("evicted: low on memory"));
+        assert!(said("TaintManagerEviction", "Marking for deletion").is_some_and(|text| text.contains("its node")));
+        assert_eq!(said("Scheduled", "assigned"), None);
     }
 
     #[test]

@@ -131,6 +131,12 @@ impl PodView {
         }
     }
 
+    /// The cluster's own word for taking it away.
+    pub fn disrupted(&self) -> Option<String> {
+        let (reason, message) = self.disruption.as_ref()?;
+        Some(format!("taken off node `{}` ({reason}): {message}", self.node))
+    }
+
     /// Nothing of it runs any more, or ever will.
     pub fn is_over(&self) -> bool {
         let over = matches!(self.phase.as_str(), "Succeeded" | "Failed");
@@ -227,7 +233,7 @@ impl PodView {
         let text = match (self.reason.as_str(), &self.disruption) {
             ("Evicted", _) => format!("evicted from node `{node}`{said}"),
             ("Preempting" | "Preempted", _) => format!("preempted on node `{node}` by a task of higher priority{said}"),
-            (_, Some((reason, message))) => format!("taken off node `{node}` ({reason}): {message}"),
+            (_, Some(_)) => self.disrupted().unwrap_or_default(),
             ("", None) => format!("the pod failed before its container ended{said}"),
             (reason, None) => {
                 let text = format!("node `{node}` did not run the pod ({reason}){said}");
@@ -248,8 +254,7 @@ impl PodView {
         if self.reason == "Evicted" && spoken.is_none() {
             return self.taken();
         }
-        if let Some((reason, message)) = self.disruption.as_ref().filter(|_| code != 0) {
-            let text = format!("taken off node `{}` ({reason}): {message}", self.node);
+        if let Some(text) = self.disrupted().filter(|_| code != 0) {
             return Ending::Taken(Cause::new(CauseKind::Evicted, text));
         }
         let exit = exit_of(code, spoken.as_ref().map(|said| said.exit));

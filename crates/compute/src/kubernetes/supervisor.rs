@@ -57,6 +57,12 @@ pub enum Message {
         job: String,
         there: Result<bool, ApiFault>,
     },
+    /// What the cluster's events say of a pod that was taken away.
+    TakenWhy {
+        id: AttemptId,
+        job: String,
+        text: Option<String>,
+    },
 }
 
 pub struct Supervisor {
@@ -149,6 +155,7 @@ impl Supervisor {
             Message::Deleted { ids, result } => self.deleted(&ids, &result),
             Message::Explained { namespace, result } => self.explained(&namespace, result),
             Message::JobAsked { id, job, there } => self.job_asked(id, &job, &there),
+            Message::TakenWhy { id, job, text } => self.taken_why(id, &job, text),
         }
     }
 

@@ -1,13 +1,19 @@
 //! Pods that somebody else takes away. With the Job gone too, somebody killed the task, and it is
 //! not started again; without that, a node was drained or a pod deleted, and the task is lost.
 
+use std::time::Duration;
+
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::task::{Cause, CauseKind};
 use tokio::time::Instant;
 
 use super::super::api::ApiFault;
+use super::super::explain::why_taken;
 use super::super::pod::PodView;
 use super::{Message, Supervisor};
+
+/// Between a pod's deletion and the event about it.
+const EVENTS_LAG: Duration = Duration::from_millis(500);
 
 impl Supervisor {
     /// A pod that is being deleted, not by us: asks whether its Job is, too.
@@ -19,7 +25,39 @@ impl Supervisor {
         let text = format!("its pod `{}` was deleted by somebody else, or its node was drained", pod.name);
         attempt.taken = Some(Cause::new(CauseKind::LayerError, text));
         attempt.since = Instant::now();
+        if let Some(text) = pod.disrupted() {
+            attempt.taken = Some(Cause::new(CauseKind::Evicted, text));
+        } else {
+            self.ask_why_taken(id);
+        }
         self.ask_for_job(id);
+    }
+
+    fn ask_why_taken(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let Some(pod) = attempt.pod.clone() else { return };
+        attempt.asking_why = true;
+        let (namespace, job) = (attempt.namespace.clone(), attempt.job.clone());
+        let (cluster, sender) = (self.cluster.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            // The scheduler writes down what it did after it has done it.
+            tokio::time::sleep(EVENTS_LAG).await;
+            let text = why_taken(&cluster, &namespace, &pod).await;
+            let _over = sender.send(Message::TakenWhy { id, job, text });
+        });
+    }
+
+    pub(super) fn taken_why(&mut self, id: AttemptId, job: &str, text: Option<String>) {
+        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.job == job) else { return };
+        attempt.asking_why = false;
+        if let (Some(text), Some(taken)) = (text, &mut attempt.taken)
+            && taken.kind == CauseKind::LayerError
+        {
+            *taken = Cause::new(CauseKind::Evicted, text);
+        }
+        if attempt.pod_is_gone {
+            self.lose_taken(id);
+        }
     }
 
     pub(super) fn ask_for_job(&mut self, id: AttemptId) {
@@ -46,7 +84,9 @@ impl Supervisor {
             Ok(true) | Err(_) => {}
         }
         let Some(attempt) = self.attempts.get(&id) else { return };
-        if let Some(cause) = attempt.taken.clone().filter(|_| attempt.pod_is_gone || attempt.pod.is_none()) {
+        if let Some(cause) =
+            attempt.taken.clone().filter(|_| (attempt.pod_is_gone && !attempt.asking_why) || attempt.pod.is_none())
+        {
             self.lose(id, cause);
         }
     }
@@ -56,7 +96,7 @@ impl Supervisor {
     pub(super) fn lose_taken(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
         attempt.pod_is_gone = true;
-        if let Some(cause) = attempt.taken.clone().filter(|_| !attempt.asking_for_job) {
+        if let Some(cause) = attempt.taken.clone().filter(|_| !attempt.asking_for_job && !attempt.asking_why) {
             self.lose(id, cause);
         }
     }
