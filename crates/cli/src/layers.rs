@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferroflow_compute::batch::{BatchLayer, BatchSettings, Service};
 use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings, RunIdentity, admit};
 use ferroflow_compute::local::{LocalLayer, LocalSettings};
 use ferroflow_compute::remote::Remote;
@@ -18,6 +19,7 @@ use ferroflow_core::task::StoreLocation;
 use ferroflow_store::remote::access::RemoteObjects;
 use serde_json::Map;
 
+use crate::batch;
 use crate::commands::active_tasks;
 use crate::config::Lookup;
 use crate::context::Context;
@@ -33,13 +35,19 @@ const ADMISSION: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Plan {
     kubernetes: Option<(Cluster, KubernetesSettings)>,
+    batch: Option<(Service, BatchSettings)>,
 }
 
 /// Finds the layers that steps ask for and asks them whether the steps can run there.
 pub async fn plan(context: &Context, graph: &Graph) -> Result<Plan, Failure> {
+    let (kubernetes, batch) = tokio::join!(kubernetes(context, graph), batch::plan(context, graph));
+    Ok(Plan { kubernetes: kubernetes?, batch: batch? })
+}
+
+async fn kubernetes(context: &Context, graph: &Graph) -> Result<Option<(Cluster, KubernetesSettings)>, Failure> {
     let steps: Vec<&StepName> =
         graph.steps.iter().filter(|s| s.policy.layer == Some("kubernetes")).map(|s| &s.name).collect();
-    let Some(first) = steps.first() else { return Ok(Plan::default()) };
+    let Some(first) = steps.first() else { return Ok(None) };
     if datastore::kind(&context.config, &context.top) == "local" {
         return Err(Failure::new(
             HEADLINE,
@@ -63,7 +71,7 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Plan, Failure> {
     if !admission.refusals.is_empty() {
         return Err(Failure::new(HEADLINE, admission.refusals.join("\n")));
     }
-    Ok(Plan { kubernetes: Some((cluster, settings)) })
+    Ok(Some((cluster, settings)))
 }
 
 fn refuse_gangs(graph: &Graph) -> Result<(), Failure> {
@@ -135,26 +143,41 @@ impl Plan {
         let settings =
             LocalSettings { spawn: context.config.spawn, learn_imports: context.config.learn_imports, environments };
         let local = Arc::new(LocalLayer::new(context.front_end.clone(), settings, events.clone()));
-        let Some((cluster, mut settings)) = self.kubernetes else { return Ok(local) };
-        settings.identity = RunIdentity {
-            run: of.run.clone(),
-            metadata: datastore::scope(&context.root)?,
-            created_at: of.created_at,
-            ..settings.identity
+        if self.kubernetes.is_none() && self.batch.is_none() {
+            return Ok(local);
+        }
+        let remote = remote_tasks(context, of, events)?;
+        let identity = |of_layer: RunIdentity| -> Result<RunIdentity, Failure> {
+            let metadata = datastore::scope(&context.root)?;
+            Ok(RunIdentity { run: of.run.clone(), metadata, created_at: of.created_at, ..of_layer })
         };
-        let namespaces = settings.steps.values().map(|options| options.namespace.as_str()).collect();
-        settings.kill_command = active_tasks::kubernetes::kill_command(context, &namespaces, of.run);
-        let Some(objects) = RemoteObjects::of(of.store)? else {
-            return Err(Failure::new(
-                HEADLINE,
-                "the run's datastore is a folder of this machine; pods cannot reach it",
-            ));
-        };
-        let objects = Arc::new(objects);
-        let store = datastore::recorded(of.store).unwrap_or_else(|| of.store.clone());
-        let remote = Arc::new(Remote::new(remote::settings(context, of.run, &store)?, objects, events.clone()));
-        let steps = settings.steps.keys().cloned().collect();
-        let layer: Arc<dyn ComputeLayer> = Arc::new(KubernetesLayer::new(cluster, settings, remote, events.clone()));
-        Ok(Arc::new(RoutingLayer::new(local, vec![(layer, steps)])))
+        let mut layers: Vec<(Arc<dyn ComputeLayer>, Vec<StepName>)> = Vec::new();
+        if let Some((cluster, mut settings)) = self.kubernetes {
+            settings.identity = identity(settings.identity)?;
+            let namespaces = settings.steps.values().map(|options| options.namespace.as_str()).collect();
+            settings.kill_command = active_tasks::kubernetes::kill_command(context, &namespaces, of.run);
+            let steps = settings.steps.keys().cloned().collect();
+            let layer = KubernetesLayer::new(cluster, settings, remote.clone(), events.clone());
+            layers.push((Arc::new(layer), steps));
+        }
+        if let Some((service, mut settings)) = self.batch {
+            settings.identity = identity(settings.identity)?;
+            settings.kill_command = format!("python {} batch kill --run-id {}", context.hello.script, of.run);
+            let steps = settings.steps.keys().cloned().collect();
+            let layer = BatchLayer::new(service, settings, remote, events.clone());
+            layers.push((Arc::new(layer), steps));
+        }
+        Ok(Arc::new(RoutingLayer::new(local, layers)))
     }
+}
+
+fn remote_tasks(context: &Context, of: &Registered, events: &Arc<dyn EventSink>) -> Result<Arc<Remote>, Failure> {
+    let Some(objects) = RemoteObjects::of(of.store)? else {
+        return Err(Failure::new(
+            "Datastore error",
+            "the run's datastore is a folder of this machine; containers cannot reach it",
+        ));
+    };
+    let store = datastore::recorded(of.store).unwrap_or_else(|| of.store.clone());
+    Ok(Arc::new(Remote::new(remote::settings(context, of.run, &store)?, Arc::new(objects), events.clone())))
 }

@@ -2,6 +2,7 @@
 //! flow's command line; typed by a user it tells what it is.
 
 mod arguments;
+mod batch;
 mod checks;
 mod commands;
 mod config;

@@ -2,8 +2,10 @@
 //! reference page read, and what a step's decorators come to for the engine. What a decorator
 //! does inside a task is the front end's work.
 
+pub mod batch;
 mod check;
 pub mod kubernetes;
+mod values;
 mod with;
 
 use std::collections::BTreeMap;
@@ -96,12 +98,7 @@ use DecoratorKind::{Flow, Step};
 
 /// Every decorator there is, by name within its kind.
 pub static DECORATORS: &[DecoratorSpec] = &[
-    later(
-        "batch",
-        Step,
-        "Run the step on AWS Batch.",
-        "AWS Batch arrives in the next version; remove it to run the step on this machine",
-    ),
+    now("batch", "Run the step on AWS Batch, as a job of its own.", batch::ATTRIBUTES),
     later(
         "card",
         Step,
@@ -263,6 +260,7 @@ impl StepPolicy {
                 self.minutes_between_retries = number(&attributes["minutes_between_retries"]).unwrap_or(0.0);
             }
             "kubernetes" => self.layer = Some("kubernetes"),
+            "batch" => self.layer = Some("batch"),
             "catch" => self.catches = true,
             "timeout" => self.time_limit = Some(duration(&attributes)),
             "environment" => self.environment = variables(&attributes["vars"]),

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use crate::id::{AttemptId, RunId};
 use crate::metadata::{NewRun, Record, RunRow, TaskRow};
 use crate::task::{AttemptReport, Cause, Millis, TaskLaunch};
+use crate::wire::TerminationMessage;
 
 /// A boxed future, so that ports stay object-safe without a runtime in this crate.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -162,6 +163,12 @@ pub trait RemoteTasks: Send + Sync {
     fn follow(&self, id: AttemptId);
     /// Completes when everything the attempt had flushed was sent on.
     fn drained(&self, id: AttemptId) -> Later<'_, ()>;
+    /// How an attempt ended, where its container has no termination message; `None` when it ended
+    /// without saying anything.
+    fn ending(&self, id: AttemptId) -> Later<'_, Result<Option<TerminationMessage>, ObjectError>> {
+        let _ = id;
+        Box::pin(async { Ok(None) })
+    }
 }
 
 /// Why the metadata store did not do as asked.

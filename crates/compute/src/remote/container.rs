@@ -271,4 +271,8 @@ impl RemoteTasks for Remote {
             }
         })
     }
+
+    fn ending(&self, id: AttemptId) -> Later<'_, Result<Option<TerminationMessage>, ObjectError>> {
+        Box::pin(Remote::ending(self, id))
+    }
 }

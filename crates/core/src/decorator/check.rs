@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::batch::BatchOptions;
 use super::kubernetes::{KubernetesOptions, SHORTEST_TIME_LIMIT};
 use super::{Availability, DecoratorKind, DecoratorSpec, MAX_RETRY_TIMES, find, names, number};
 use crate::diagnostic::Diagnostic;
@@ -131,6 +132,7 @@ fn wrong_value(spec: &DecoratorSpec, place: &Place) -> Option<Diagnostic> {
         "environment" => wrong_environment(place),
         "resources" => wrong_resources(place),
         "kubernetes" => wrong_kubernetes(place),
+        "batch" => wrong_batch(place),
         _ => None,
     }
 }
@@ -250,6 +252,21 @@ fn wrong_kubernetes(place: &Place) -> Option<Diagnostic> {
     }
     let mistake = KubernetesOptions::resolve(&place.decorator.attributes, None, &BTreeMap::new()).err()?;
     Some(place.finding(HEADLINE, format!("@kubernetes of step `{step}`: {mistake}.")))
+}
+
+fn wrong_batch(place: &Place) -> Option<Diagnostic> {
+    const HEADLINE: &str = "AWS Batch error";
+    let step = &place.step.name;
+    let timeout = place.step.decorators.iter().find(|d| d.name == "timeout");
+    let limit = timeout.map(|timeout| super::duration(&timeout.attributes));
+    if let Some(limit) = limit.filter(|limit| *limit > 0.0 && *limit < SHORTEST_TIME_LIMIT) {
+        let message = format!(
+            "@timeout of step `{step}` is {limit} seconds; on AWS Batch a step needs at least {SHORTEST_TIME_LIMIT}."
+        );
+        return Some(place.finding(HEADLINE, message));
+    }
+    let mistake = BatchOptions::resolve(&place.decorator.attributes, None, &BTreeMap::new()).err()?;
+    Some(place.finding(HEADLINE, format!("@batch of step `{step}`: {mistake}.")))
 }
 
 /// The first decorator that this version does not act on, as a refusal to run.

@@ -1,0 +1,89 @@
+//! One attempt as the supervisor keeps it, from its order to its end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ferroflow_core::port::StopSignal;
+use ferroflow_core::task::TaskLaunch;
+use tokio::time::Instant;
+
+use super::StepPlan;
+use super::submit::Order;
+use super::view::Status;
+
+/// Submissions of one attempt whose addresses keep expiring.
+pub const MOST_ROUNDS: u32 = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// On its way to the service.
+    Submitting,
+    /// The service has it; its container has not started.
+    Queued,
+    /// The container runs.
+    Started,
+    /// Its end is known; what it printed is still on its way.
+    Ending,
+}
+
+pub struct Attempt {
+    pub launch: Arc<TaskLaunch>,
+    pub plan: StepPlan,
+    /// The job's id.
+    pub job: Option<String>,
+    pub stage: Stage,
+    pub status: Status,
+    /// The service's sentence about the status.
+    pub reason: String,
+    /// Since when the status is what it is.
+    pub since: Instant,
+    /// `Started` was told; it is told once, however often the attempt is submitted.
+    pub told_started: bool,
+    /// `Starting` was told.
+    pub told_starting: bool,
+    /// The reason to wait that was told last.
+    pub told: Option<String>,
+    pub stop: Option<StopSignal>,
+    /// Ending it failed and is to be tried again.
+    pub end_again: bool,
+    /// Answers in a row that did not know the job.
+    pub missing: u32,
+    pub round: u32,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Attempt {
+    pub fn new(launch: TaskLaunch, plan: StepPlan) -> Self {
+        Self {
+            launch: Arc::new(launch),
+            plan,
+            job: None,
+            stage: Stage::Submitting,
+            status: Status::Submitted,
+            reason: String::new(),
+            since: Instant::now(),
+            told_started: false,
+            told_starting: false,
+            told: None,
+            stop: None,
+            end_again: false,
+            missing: 0,
+            round: 0,
+            cancelled: Arc::default(),
+        }
+    }
+
+    pub fn order(&self) -> Order {
+        Order { launch: self.launch.clone(), round: self.round, cancelled: self.cancelled.clone() }
+    }
+
+    /// Keeps the order from going out, if it has not yet.
+    pub fn cancel_order(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Its job is to be asked about.
+    pub fn is_followed(&self) -> bool {
+        self.job.is_some() && matches!(self.stage, Stage::Queued | Stage::Started)
+    }
+}
