@@ -149,7 +149,10 @@ fn wrong_platform(options: &BatchOptions, fargate: bool) -> Option<&'static str>
         (options.neuron > 0, "Fargate has no Inferentia or Trainium chips: remove them"),
         (options.efa > 0, "Fargate has no elastic fabric adapters: remove `efa`"),
         (options.tmpfs.is_some(), "Fargate mounts no file system in memory: remove `use_tmpfs` and `tmpfs_size`"),
-        (!options.host_volumes.is_empty(), "Fargate has no instance whose folders could be mounted: remove `host_volumes`"),
+        (
+            !options.host_volumes.is_empty(),
+            "Fargate has no instance whose folders could be mounted: remove `host_volumes`",
+        ),
         (options.privileged, "Fargate has no privileged containers: remove `privileged`"),
         (
             options.max_swap.is_some() || options.swappiness.is_some() || options.shared_memory.is_some(),
@@ -194,9 +197,8 @@ pub fn fits(environment: &EnvironmentView, options: &BatchOptions) -> bool {
     if environment.most_cpus.is_some_and(|most| cpu > most) {
         return false;
     }
-    known_shapes(environment).is_none_or(|shapes| {
-        shapes.iter().any(|s| s.cpus >= cpu && s.memory > options.memory && s.gpus >= options.gpu)
-    })
+    known_shapes(environment)
+        .is_none_or(|shapes| shapes.iter().any(|s| s.cpus >= cpu && s.memory > options.memory && s.gpus >= options.gpu))
 }
 
 /// What an environment has at most, in words.
@@ -204,7 +206,9 @@ pub fn largest(environment: &EnvironmentView) -> String {
     let name = &environment.name;
     let most = environment.most_cpus.map_or_else(String::new, |most| format!(" and at most {most} vCPUs in all"));
     if environment.is_fargate() {
-        return format!("`{name}` is Fargate: up to 16 vCPUs with 32768 to 122880 MB, fewer vCPUs with less memory{most}");
+        return format!(
+            "`{name}` is Fargate: up to 16 vCPUs with 32768 to 122880 MB, fewer vCPUs with less memory{most}"
+        );
     }
     let Some(shapes) = known_shapes(environment) else {
         return format!("`{name}` has {}{most}", environment.instance_types.join(", "));

@@ -269,7 +269,9 @@ mod tests {
         assert_eq!(fault(400, "TooManyRequestsException:http://aws/", said), busy);
         assert_eq!(fault(400, "ThrottlingException", said), busy);
         let denied = r#"{"message": "User: x is not authorized to perform: batch:SubmitJob"}"#;
-        assert!(matches!(fault(403, "AccessDeniedException", denied), BatchFault::Denied(text) if text.contains("batch:SubmitJob")));
+        assert!(
+            matches!(fault(403, "AccessDeniedException", denied), BatchFault::Denied(text) if text.contains("batch:SubmitJob"))
+        );
         assert!(matches!(fault(400, "ExpiredTokenException", "{}"), BatchFault::Denied(_)));
         assert_eq!(
             fault(400, "ClientException", r#"{"message": "JobQueue x not found"}"#),

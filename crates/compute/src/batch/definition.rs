@@ -91,10 +91,8 @@ impl DefinitionParts<'_> {
                 (cpu.to_string(), memory)
             }
         };
-        let mut list = vec![
-            json!({ "type": "VCPU", "value": cpu }),
-            json!({ "type": "MEMORY", "value": memory.to_string() }),
-        ];
+        let mut list =
+            vec![json!({ "type": "VCPU", "value": cpu }), json!({ "type": "MEMORY", "value": memory.to_string() })];
         if self.options.gpu > 0 {
             list.push(json!({ "type": "GPU", "value": self.options.gpu.to_string() }));
         }
@@ -226,11 +224,18 @@ mod tests {
 
     #[allow(clippy::needless_pass_by_value, reason = "literals read better")]
     fn request(given: Value, platform: Platform) -> Value {
-        let options = BatchOptions::resolve(given.as_object().expect("an object"), None, &BTreeMap::new()).expect("valid");
+        let options =
+            BatchOptions::resolve(given.as_object().expect("an object"), None, &BTreeMap::new()).expect("valid");
         let command = ["python3".to_owned(), "-c".to_owned(), "pass".to_owned()];
         let environment = BTreeMap::from([("MODE".to_owned(), "fast".to_owned())]);
-        DefinitionParts { options: &options, platform, image: "python:3.11", command: &command, environment: &environment }
-            .request()
+        DefinitionParts {
+            options: &options,
+            platform,
+            image: "python:3.11",
+            command: &command,
+            environment: &environment,
+        }
+        .request()
     }
 
     #[test]

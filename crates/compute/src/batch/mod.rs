@@ -19,6 +19,8 @@ mod supervisor;
 mod view;
 mod waiting;
 
+pub mod listing;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 

@@ -25,42 +25,54 @@ struct State {
 
 impl Default for Pace {
     fn default() -> Self {
-        let now = Instant::now();
-        Self(Mutex::new(State { next_submission: now, quiet_until: now, pause: Duration::ZERO }))
+        Self(Mutex::new(State::at(Instant::now())))
+    }
+}
+
+impl State {
+    fn at(now: Instant) -> Self {
+        Self { next_submission: now, quiet_until: now, pause: Duration::ZERO }
+    }
+
+    /// When a call may go out.
+    fn turn(&mut self, submission: bool, now: Instant) -> Instant {
+        let mut at = self.quiet_until.max(now);
+        if submission {
+            at = at.max(self.next_submission);
+            // The slower the service, the further apart.
+            self.next_submission = at + BETWEEN_SUBMISSIONS.max(self.pause / 4);
+        }
+        at
+    }
+
+    fn slow_down(&mut self, now: Instant) {
+        // Calls that were under way together count once.
+        if now >= self.quiet_until {
+            self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            self.quiet_until = now + self.pause;
+        }
+    }
+
+    fn answered(&mut self) {
+        self.pause = if self.pause <= FIRST_PAUSE / 2 { Duration::ZERO } else { self.pause.mul_f64(0.8) };
     }
 }
 
 impl Pace {
     /// Waits until a call may go out.
     pub async fn turn(&self, submission: bool) {
-        let at = {
-            let mut state = self.state();
-            let mut at = state.quiet_until;
-            if submission {
-                at = at.max(state.next_submission).max(Instant::now());
-                // The slower the service, the further apart.
-                state.next_submission = at + BETWEEN_SUBMISSIONS.max(state.pause / 4);
-            }
-            at
-        };
+        let at = self.state().turn(submission, Instant::now());
         tokio::time::sleep_until(at).await;
     }
 
     /// The service was busy.
     pub fn slow_down(&self) {
-        let mut state = self.state();
-        let now = Instant::now();
-        // Calls that were under way together count once.
-        if now >= state.quiet_until {
-            state.pause = (state.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            state.quiet_until = now + state.pause;
-        }
+        self.state().slow_down(Instant::now());
     }
 
     /// The service took a call.
     pub fn answered(&self) {
-        let mut state = self.state();
-        state.pause = if state.pause <= FIRST_PAUSE / 2 { Duration::ZERO } else { state.pause.mul_f64(0.8) };
+        self.state().answered();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -72,31 +84,29 @@ impl Pace {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn submissions_keep_their_distance() {
-        let pace = Pace::default();
+    #[test]
+    fn submissions_keep_their_distance() {
         let begun = Instant::now();
-        for _ in 0..41 {
-            pace.turn(true).await;
-        }
-        assert_eq!(begun.elapsed(), Duration::from_secs(1));
+        let mut state = State::at(begun);
+        let last = (0..41).map(|_| state.turn(true, begun)).last().expect("some");
+        assert_eq!(last - begun, Duration::from_secs(1));
+        assert_eq!(state.turn(false, begun), begun);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn one_that_was_refused_holds_all_back_for_longer_and_longer() {
-        let pace = Pace::default();
+    #[test]
+    fn one_that_was_refused_holds_all_back_for_longer_and_longer() {
         let begun = Instant::now();
-        pace.slow_down();
-        pace.slow_down(); // at the same time: once
-        pace.turn(false).await;
-        assert_eq!(begun.elapsed(), Duration::from_millis(250));
-        pace.slow_down();
-        pace.turn(true).await;
-        assert_eq!(begun.elapsed(), Duration::from_millis(750));
+        let mut state = State::at(begun);
+        state.slow_down(begun);
+        state.slow_down(begun); // at the same time: once
+        let later = state.turn(false, begun);
+        assert_eq!(later - begun, Duration::from_millis(250));
+        state.slow_down(later);
+        assert_eq!(state.turn(true, later) - begun, Duration::from_millis(750));
+        // Taken calls bring the pace back.
         for _ in 0..30 {
-            pace.answered();
+            state.answered();
         }
-        pace.turn(false).await;
-        assert_eq!(begun.elapsed(), Duration::from_millis(750));
+        assert_eq!(state.pause, Duration::ZERO);
     }
 }

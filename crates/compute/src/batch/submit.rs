@@ -223,7 +223,9 @@ pub fn refusal(what: &str, permission: &str, place: &str, fault: &BatchFault) ->
     match fault {
         BatchFault::Denied(said) => Cause::new(
             CauseKind::Refused,
-            format!("AWS does not let you {what}: {said}. Ask for a policy with `{permission}`, or sign in as somebody who has it"),
+            format!(
+                "AWS does not let you {what}: {said}. Ask for a policy with `{permission}`, or sign in as somebody who has it"
+            ),
         ),
         BatchFault::Invalid(said) => {
             Cause::new(CauseKind::Refused, format!("AWS Batch does not take the request to {what}: {said}"))

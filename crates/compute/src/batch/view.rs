@@ -110,7 +110,9 @@ impl JobView {
         let said = self.said();
         if let Some(cause) = self.known_cause(&said, asked) {
             return match self.exit_code {
-                Some(code) if !matches!(cause.kind, CauseKind::SpotReclaimed | CauseKind::Image | CauseKind::Killed) => {
+                Some(code)
+                    if !matches!(cause.kind, CauseKind::SpotReclaimed | CauseKind::Image | CauseKind::Killed) =>
+                {
                     Ending::Ran { exit: exit_of(code), cause: Some(cause) }
                 }
                 _ if matches!(cause.kind, CauseKind::OutOfMemory | CauseKind::TimedOut) => {
@@ -124,7 +126,9 @@ impl JobView {
             None if said.is_empty() => {
                 Ending::Taken(Cause::new(CauseKind::LayerError, "AWS Batch does not say why the job failed"))
             }
-            None => Ending::Taken(Cause::new(CauseKind::LayerError, format!("AWS Batch could not run the job: {said}"))),
+            None => {
+                Ending::Taken(Cause::new(CauseKind::LayerError, format!("AWS Batch could not run the job: {said}")))
+            }
         }
     }
 
@@ -155,7 +159,8 @@ impl JobView {
             return Some(Cause::new(CauseKind::TimedOut, text));
         }
         if has(&["Host EC2"]) {
-            let text = format!("its instance went away: {said}. A Spot instance was taken back, or the instance failed");
+            let text =
+                format!("its instance went away: {said}. A Spot instance was taken back, or the instance failed");
             return Some(Cause::new(CauseKind::SpotReclaimed, text));
         }
         if has(&["Your Spot Task was interrupted", "SpotInterruption"]) {

@@ -79,8 +79,10 @@ fn images_that_cannot_be_pulled_or_have_no_python() {
     let text = "the image `team/train:1` has no `python3`: a task needs an image with Python 3.11 or newer, such as \
                 `python:3.11`";
     assert_eq!(said, (CauseKind::Image, text.to_owned(), None));
-    let reason = "ResourceInitializationError: unable to pull secrets or registry auth: execution resource retrieval failed";
-    let said = told(json!({"statusReason": "ResourceInitializationError", "attempts": [{"container": {"reason": reason}}]}));
+    let reason =
+        "ResourceInitializationError: unable to pull secrets or registry auth: execution resource retrieval failed";
+    let said =
+        told(json!({"statusReason": "ResourceInitializationError", "attempts": [{"container": {"reason": reason}}]}));
     assert_eq!(said.0, CauseKind::Image);
     assert!(said.1.starts_with(&format!("the container of the image `team/train:1` cannot be started: {reason}")));
 }

@@ -46,7 +46,9 @@ fn explained(said: &str) -> String {
 fn of_queue(queue: &QueueView) -> Option<String> {
     let name = &queue.name;
     if !queue.enabled {
-        return Some(format!("the job queue `{name}` is disabled: enable it, or name another one with @batch(queue=…)"));
+        return Some(format!(
+            "the job queue `{name}` is disabled: enable it, or name another one with @batch(queue=…)"
+        ));
     }
     if !queue.is_usable() {
         let said = after_colon(&queue.reason);
@@ -67,7 +69,11 @@ fn of_environments(queue: &QueueView, options: &BatchOptions) -> Option<String> 
     let usable: Vec<&EnvironmentView> = queue.environments.iter().filter(|e| e.is_usable()).collect();
     if usable.is_empty() {
         let states: Vec<String> = queue.environments.iter().map(state).collect();
-        return Some(format!("no compute environment of the job queue `{}` takes jobs: {}", queue.name, states.join("; ")));
+        return Some(format!(
+            "no compute environment of the job queue `{}` takes jobs: {}",
+            queue.name,
+            states.join("; ")
+        ));
     }
     let fitting: Vec<&EnvironmentView> = usable.iter().copied().filter(|e| fits(e, options)).collect();
     if fitting.is_empty() {

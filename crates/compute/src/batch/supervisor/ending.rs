@@ -150,12 +150,7 @@ fn report(
                 Ending::Taken(_) => (said.exit, None),
             };
             let certain = cause.filter(|cause| matches!(cause.kind, CauseKind::OutOfMemory | CauseKind::TimedOut));
-            Ok(AttemptReport {
-                outcome: said.outcome,
-                exit,
-                usage: said.usage,
-                cause: certain.or(said.cause),
-            })
+            Ok(AttemptReport { outcome: said.outcome, exit, usage: said.usage, cause: certain.or(said.cause) })
         }
     }
 }

@@ -133,12 +133,11 @@ impl Supervisor {
         self.polling.faults += 1;
         if self.polling.faults >= SILENCE && !std::mem::replace(&mut self.polling.silent, true) {
             let what = if fault.may_pass() { "does not answer" } else { "does not say how the tasks are" };
-            let text = format!(
-                "AWS Batch {what} ({fault}). Tasks that run go on; so does the run, once it answers."
-            );
+            let text = format!("AWS Batch {what} ({fault}). Tasks that run go on; so does the run, once it answers.");
             self.events.send(LayerEvent::Notice { text });
         }
-        self.polling.changed = Some(Instant::now() - Duration::from_secs(20).min(Duration::from_millis(250) * self.polling.faults));
+        self.polling.changed =
+            Some(Instant::now() - Duration::from_secs(20).min(Duration::from_millis(250) * self.polling.faults));
     }
 
     fn is_missing(&mut self, id: AttemptId) {

@@ -1,0 +1,134 @@
+"""AWS Batch's API as tests use it, and a door before it that can be made to misbehave."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Body = dict[str, Any]
+Answer = tuple[int, Body]
+# Operation and body in, answer out; it may ask the real service by calling `forward`.
+Behaviour = Callable[[str, Body, Callable[[], Answer]], Answer | None]
+
+
+def call(endpoint: str, operation: str, body: Body) -> Answer:
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{endpoint}/v1/{operation.lower()}", data, method="POST")
+    request.add_header("content-type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.loads(answer.read() or b"{}")
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"{}")
+
+
+class BatchApi:
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+    def call(self, operation: str, **body: Any) -> Body:
+        status, answer = call(self.endpoint, operation, body)
+        assert status == 200, f"{operation}: {status} {answer}"
+        return answer
+
+    def jobs(self, ids: list[str]) -> list[Body]:
+        jobs: list[Body] = self.call("DescribeJobs", jobs=ids)["jobs"]
+        return jobs
+
+    def definition(self, arn: str) -> Body:
+        found: Body = self.call("DescribeJobDefinitions", jobDefinitions=[arn])["jobDefinitions"][0]
+        return found
+
+    def jobs_of(self, queue: str, flow: str, user: str = "tester") -> list[Body]:
+        """Jobs of a flow, whatever their status, oldest first."""
+        listed = self.call("ListJobs", jobQueue=queue)["jobSummaryList"]
+        ids = [job["jobId"] for job in listed if f"-{flow}-" in job["jobName"]]
+        jobs = self.jobs(ids) if ids else []
+        ours = [job for job in jobs if job["parameters"].get("metaflow.user") == user]
+        return sorted(ours, key=lambda job: int(job["createdAt"]))
+
+    def make_queue(self, name: str, state: str = "ENABLED", **resources: Any) -> None:
+        """A queue with one compute environment of the same name."""
+        resources = {"type": "EC2", "minvCpus": 0, "maxvCpus": 16, **resources}
+        self.call(
+            "CreateComputeEnvironment",
+            computeEnvironmentName=name,
+            type="MANAGED",
+            computeResources=resources,
+        )
+        order = [{"order": 1, "computeEnvironment": name}]
+        self.call(
+            "CreateJobQueue", jobQueueName=name, state=state, computeEnvironmentOrder=order
+        )
+
+
+UNFINISHED = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
+
+
+def is_alive(job: Body) -> bool:
+    return job["status"] in UNFINISHED
+
+
+class Door:
+    """An address before the service. `behaviour` decides on each request; `None` cuts the connection."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.behaviour: Behaviour = lambda _operation, _body, forward: forward()
+        self.operations: list[str] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        door = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                length = int(self.headers.get("content-length", "0"))
+                body = json.loads(self.rfile.read(length) or b"{}")
+                operation = self.path.rsplit("/", 1)[-1]
+                door.operations.append(operation)
+                answer = door.behaviour(
+                    operation, body, lambda: call(door.upstream, operation, body)
+                )
+                if answer is None:
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                status, content = answer
+                data = json.dumps(content).encode()
+                self.send_response(status)
+                if status == 429:
+                    self.send_header("x-amzn-errortype", "TooManyRequestsException")
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_arguments: object) -> None:
+                return
+
+        return Handler
+
+
+@contextmanager
+def door(upstream: str) -> Iterator[Door]:
+    opened = Door(upstream)
+    try:
+        yield opened
+    finally:
+        opened.close()
