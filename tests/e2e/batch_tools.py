@@ -63,9 +63,7 @@ class BatchApi:
             computeResources=resources,
         )
         order = [{"order": 1, "computeEnvironment": name}]
-        self.call(
-            "CreateJobQueue", jobQueueName=name, state=state, computeEnvironmentOrder=order
-        )
+        self.call("CreateJobQueue", jobQueueName=name, state=state, computeEnvironmentOrder=order)
 
 
 UNFINISHED = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
@@ -76,7 +74,7 @@ def is_alive(job: Body) -> bool:
 
 
 class Door:
-    """An address before the service. `behaviour` decides on each request; `None` cuts the connection."""
+    """An address before the service. `behaviour` answers each request; `None` cuts it off."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream

@@ -1,4 +1,4 @@
-"""Flows on AWS Batch (its emulator, which runs each job as a container), as their users see them."""
+"""Flows on AWS Batch (its emulator runs each job as a container), as their users see them."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ def test_the_scalable_flow_runs_unchanged(folder: Path, batch: dict[str, str]) -
     assert shown[:2] == ["4 True", "training model..."]
     jobs = api.jobs(shown[2:])
     assert len(jobs) == 4
-    assert len({job["jobDefinition"] for job in jobs}) == 1, "one definition for all tasks of a step"
+    assert len({job["jobDefinition"] for job in jobs}) == 1, "one definition for a step"
     definition = api.definition(jobs[0]["jobDefinition"])
-    asked = {r["type"]: r["value"] for r in definition["containerProperties"]["resourceRequirements"]}
+    requirements = definition["containerProperties"]["resourceRequirements"]
+    asked = {r["type"]: r["value"] for r in requirements}
     assert asked == {"VCPU": "2", "MEMORY": "16000"}
     parameters = jobs[0]["parameters"]
     assert parameters["metaflow.flow_name"] == "ScalableFlow"

@@ -66,11 +66,8 @@ pub fn shapes(entry: &str) -> Option<Vec<Shape>> {
         // AWS chooses from the C, M and R families of the fourth and fifth generation.
         None if entry == "optimal" => Some(vec![plain(96.0, 8.0)]),
         None => {
-            let with_gpus: Vec<Shape> = WITH_GPUS
-                .iter()
-                .filter(|(name, ..)| name.split('.').next() == Some(entry))
-                .map(|row| with_gpu(row))
-                .collect();
+            let with_gpus: Vec<Shape> =
+                WITH_GPUS.iter().filter(|(name, ..)| name.split('.').next() == Some(entry)).map(with_gpu).collect();
             if with_gpus.is_empty() { Some(vec![largest_of(entry)?]) } else { Some(with_gpus) }
         }
         Some((family, size)) => {

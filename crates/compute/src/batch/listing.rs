@@ -143,7 +143,7 @@ mod tests {
         };
         assert!(is_meant(&all, &job) && is_meant(&exact, &job));
         let others = [
-            TaskFilter { flow: "G".into(), ..all.clone() },
+            TaskFilter { flow: "G".into(), ..all },
             TaskFilter { user: Some("bob".into()), ..exact.clone() },
             TaskFilter { run: Some(RunId::from("30")), ..exact.clone() },
             TaskFilter { metadata: Some("elsewhere".into()), ..exact },
