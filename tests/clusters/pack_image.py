@@ -114,7 +114,8 @@ def main() -> None:
     )
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
-    config = config_of(options.base) if options.base else new_config(options.env, options.command)
+    config = config_of(options.base) if options.base else new_config([], options.command)
+    config["config"]["Env"] += options.env
     with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
         layer = layer_of(options.root, options.under, Path(folder))
         write_image(
