@@ -21,7 +21,7 @@ pub fn package(context: &Context, command: PackageCommand) -> Result<(), Failure
         PackageCommand::Info => {
             let package = build(context)?;
             eprintln!("Files: {}", package.files.len());
-            eprintln!("Size: {} KB", package.archive.len().div_ceil(1000));
+            eprintln!("Size: {} KB", package.compressed().len().div_ceil(1000));
             eprintln!("Hash: {}", package.hash);
             eprintln!("Place in a remote datastore: {}", package.key());
             Ok(())
@@ -51,7 +51,7 @@ fn list_files(context: &Context) -> Result<(), Failure> {
 }
 
 fn save(package: &Package, path: &Path) -> Result<(), Failure> {
-    std::fs::write(path, &package.archive).map_err(|error| {
+    std::fs::write(path, package.compressed()).map_err(|error| {
         Failure::new("Code package error", format!("cannot write the code package `{}`: {error}", path.display()))
     })?;
     eprintln!("Code package saved in {}.", path.display());

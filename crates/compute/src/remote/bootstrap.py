@@ -36,12 +36,14 @@ def context(url):
 
 
 def fetch(what, url, digest):
-    import hashlib, http.client, time, urllib.error, urllib.request
+    import hashlib, http.client, time, urllib.error, urllib.request, zlib
 
     host = url.split("?")[0].split("/")[2]
     for wait in (0.5, 1, 2, 4, 8, 15, 0):
         try:
             data = urllib.request.urlopen(url, timeout=30, context=context(url)).read()
+            if data[:2] == b"\x1f\x8b":
+                data = zlib.decompress(data, 31)
             if hashlib.sha256(data).hexdigest() == digest:
                 return data
             problem = "%d bytes came that are not what was stored" % len(data)
@@ -52,7 +54,7 @@ def fetch(what, url, digest):
                 end("%s may not be fetched from %s any more (%s)" % (what, host, problem), "layer_error", True)
             if error.code < 500 and error.code not in (408, 429):
                 break
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, zlib.error) as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         time.sleep(wait)
     end("%s could not be fetched from %s: %s" % (what, host, problem), "layer_error")

@@ -101,17 +101,17 @@ impl Remote {
         let sources = self.settings.code.clone();
         let built = tokio::task::spawn_blocking(move || Package::build(&sources)).await;
         let package = built
-            .map_err(|error| ObjectError::Unavailable(format!("the code package could not be built: {error}")))?
+            .map_err(not_built)?
             .map_err(|fault| ObjectError::NotFound(fault.to_string()))?;
         for text in &package.warnings {
             self.events.send(LayerEvent::Notice { text: text.clone() });
         }
-        let key = package.key();
-        let there = self.objects.list(&key).await?;
-        if !there.iter().any(|entry| entry.key == key && entry.size == package.archive.len() as u64) {
-            self.objects.put(&key, package.archive, true).await?;
+        let (key, hash, sha256) = (package.key(), package.hash.clone(), package.sha256.clone());
+        if !self.objects.list(&key).await?.iter().any(|entry| entry.key == key) {
+            let compressed = tokio::task::spawn_blocking(move || package.compressed()).await.map_err(not_built)?;
+            self.objects.put(&key, compressed, true).await?;
         }
-        Ok(Uploaded { key, hash: package.hash, sha256: package.sha256 })
+        Ok(Uploaded { key, hash, sha256 })
     }
 
     /// An address for a layer's containers.
@@ -242,6 +242,10 @@ fn visible_to_users(launch: &TaskLaunch, layer: &str, store: &StoreLocation, cod
         found.push(("METAFLOW_KUBERNETES_WORKLOAD", "1".to_owned()));
     }
     found.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn not_built(error: tokio::task::JoinError) -> ObjectError {
+    ObjectError::Unavailable(format!("the code package could not be built: {error}"))
 }
 
 fn hex(bytes: &[u8]) -> String {
