@@ -287,9 +287,9 @@ class Supervisor:
             self._drain(descriptor)
         if self._control is not None:
             self._hear()
-        if problem := self._log.finish():
-            os.write(2, f"{problem}\n".encode())
         message = self._facts.message()
+        if problem := self._log.finish(message):
+            os.write(2, f"{problem}\n".encode())
         text = _remote_ending.fitted(message)
         try:
             with open(self._settings.termination_log, "wb") as out:

@@ -61,6 +61,10 @@ class Lease:
         self.expired = now - self._seen > self._seconds
 
 
+def _chunk(letter: str, data: bytes) -> bytes:
+    return f"{int(time.time() * 1000)} {letter} {len(data)} ".encode() + data + b"\n"
+
+
 class Shipper:
     """Writes what is added to the store, soon but not too often."""
 
@@ -87,19 +91,23 @@ class Shipper:
         self._thread.start()
 
     def add(self, letter: str, data: bytes) -> None:
-        head = f"{int(time.time() * 1000)} {letter} {len(data)} ".encode()
+        chunk = _chunk(letter, data)
         with self._changed:
             if len(self._pending) > _MOST_PENDING:
                 self._dropped += len(data)
                 return
             was_empty = not self._pending
-            self._pending += head + data + b"\n"
+            self._pending += chunk
             if was_empty:
                 self._changed.notify()
 
-    def finish(self) -> str | None:
-        """Writes what is left; a sentence when not all of it could be."""
+    def finish(self, message: dict[str, Any]) -> str | None:
+        """Writes what is left, and behind it how the task ended; a sentence when not all of it
+        could be written."""
+        ending = _chunk("x", json.dumps(message).encode())
         with self._changed:
+            if not self._dropped:
+                self._pending += ending
             self._closing = True
             self._give_up_at = time.monotonic() + _LAST_FLUSH_SECONDS
             self._changed.notify()

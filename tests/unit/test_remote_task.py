@@ -4,6 +4,7 @@ an empty folder with a clean environment, its code fetched from a web server of 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import io
@@ -155,7 +156,7 @@ class Container:
         self.variables = {
             "PATH": os.environ["PATH"],
             "FERROFLOW_CODE_URL": self.server.url("code"),
-            "FERROFLOW_CODE_SHA256": hashlib.sha256(data).hexdigest(),
+            "FERROFLOW_CODE_SHA256": hashlib.sha256(gzip.decompress(data)).hexdigest(),
             "FERROFLOW_FLOW_FILE": "flow.py",
             "FERROFLOW_IMAGE": "lab/image:1",
             "FERROFLOW_LAYER": "kubernetes",
@@ -454,9 +455,10 @@ def test_a_store_that_is_away_loses_nothing_when_it_comes_back() -> None:
     shipper.add("e", b"two\n")
     assert store.objects == {}
     store.refuses = False
-    assert shipper.finish() is None
+    assert shipper.finish({"outcome": None}) is None
     (data,) = store.objects.values()
-    assert [each.split(b" ", 1)[1] for each in data.split(b"\n\n")[:2]] == [b"o 4 one", b"e 4 two"]
+    chunks = [each.split(b" ", 1)[1] for each in data.split(b"\n\n")]
+    assert chunks == [b"o 4 one", b"e 4 two", b'x 17 {"outcome": null}\n']
     for descriptor in (read, write):
         os.close(descriptor)
 

@@ -4,9 +4,10 @@
 //! The supervisor in the container puts what the task printed into segments
 //! `<flow>/runs/[<scope>/]<run>/<step>/<task>.<attempt>.log/<number>`. A segment grows until it is full (each
 //! flush writes it anew, longer), then the next begins, so a reader only needs what is beyond the
-//! length it knows. A segment is a sequence of chunks `<milliseconds> <o or e> <length> <bytes>\n`;
+//! length it knows. A segment is a sequence of chunks `<milliseconds> <o, e or x> <length> <bytes>\n`;
 //! the bytes are a stream's as they came, lines and parts of lines, so that the last words of a
-//! killed task need no line end.
+//! killed task need no line end. `x` is the last chunk: how the task ended, as in the termination
+//! message, for an engine that sees the store before it hears from the layer.
 
 use crate::id::{AttemptId, RunId, TaskId};
 use crate::lines::LineSplitter;
@@ -68,6 +69,7 @@ pub struct SegmentReader {
     partial: Vec<u8>,
     splitters: [LineSplitter; 2],
     last: Millis,
+    ending: Option<String>,
 }
 
 impl SegmentReader {
@@ -77,12 +79,21 @@ impl SegmentReader {
         let mut used = 0;
         while let Some((chunk, length)) = next_chunk(&self.partial[used..]) {
             self.last = chunk.at;
-            let mut found = Vec::new();
-            self.splitters[index(chunk.stream)].feed(chunk.bytes, chunk.at, &mut found);
-            lines.extend(found.into_iter().map(|bytes| LogLine { stream: chunk.stream, at: chunk.at, bytes }));
             used += length;
+            let Some(stream) = chunk.stream else {
+                self.ending = Some(String::from_utf8_lossy(chunk.bytes).into_owned());
+                continue;
+            };
+            let mut found = Vec::new();
+            self.splitters[index(stream)].feed(chunk.bytes, chunk.at, &mut found);
+            lines.extend(found.into_iter().map(|bytes| LogLine { stream, at: chunk.at, bytes }));
         }
         self.partial.drain(..used);
+    }
+
+    /// How the task ended, once the last chunk was fed; given once.
+    pub fn take_ending(&mut self) -> Option<String> {
+        self.ending.take()
     }
 
     /// No more comes: what stands there without a line end is a line.
@@ -103,7 +114,8 @@ fn index(stream: Stream) -> usize {
 }
 
 struct Chunk<'a> {
-    stream: Stream,
+    /// `None` for the ending.
+    stream: Option<Stream>,
     at: Millis,
     bytes: &'a [u8],
 }
@@ -118,7 +130,11 @@ fn next_chunk(data: &[u8]) -> Option<(Chunk<'_>, usize)> {
     let (at, letter, length) = (fields.next()?, fields.next()?, fields.next()?);
     fields.next()?;
     let header = at.len() + letter.len() + length.len() + 3;
-    let stream = if letter == b"e" { Stream::Stderr } else { Stream::Stdout };
+    let stream = match letter {
+        b"x" => None,
+        b"e" => Some(Stream::Stderr),
+        _ => Some(Stream::Stdout),
+    };
     let end = header.checked_add(usize::try_from(number(length)?).ok()?)?;
     let bytes = data.get(header..end)?;
     data.get(end)?;
@@ -158,6 +174,16 @@ mod tests {
             let pieces: Vec<&[u8]> = data.chunks(size).collect();
             assert_eq!(read(&pieces), expected, "pieces of {size}");
         }
+    }
+
+    #[test]
+    fn the_ending_is_no_line() {
+        let (mut reader, mut lines) = (SegmentReader::default(), Vec::new());
+        reader.feed(b"5 o 4 one\n\n6 x 9 {\"a\":\n1}\n", &mut lines);
+        assert_eq!(reader.take_ending(), None, "it is not there in full");
+        reader.feed(b"\n", &mut lines);
+        assert_eq!(reader.take_ending().as_deref(), Some("{\"a\":\n1}\n"));
+        assert_eq!((lines.len(), reader.take_ending()), (1, None));
     }
 
     #[test]

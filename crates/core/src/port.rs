@@ -151,6 +151,16 @@ pub struct RemoteContainer {
     pub environment: std::collections::BTreeMap<String, String>,
 }
 
+/// What the store shows of an attempt.
+#[derive(Clone, Debug)]
+pub enum RemoteSign {
+    Running,
+    /// What its supervisor said last; all its lines are in the event sink.
+    Ended(Box<TerminationMessage>),
+}
+
+pub type TellSign = Box<dyn Fn(RemoteSign) + Send + Sync>;
+
 /// Turns a launch into what a container runs. One implementation serves all remote layers.
 pub trait RemoteTasks: Send + Sync {
     /// `layer` is `kubernetes` or `batch`; each may reach the store by another endpoint.
@@ -159,6 +169,11 @@ pub trait RemoteTasks: Send + Sync {
         launch: &'a TaskLaunch,
         layer: &'a str,
     ) -> Later<'a, Result<RemoteContainer, ObjectError>>;
+    /// The attempt may run from now on. `tell` hears when the store shows that it does, which may
+    /// be sooner than the layer knows; its lines are held back until `follow`.
+    fn expect(&self, id: AttemptId, tell: TellSign) {
+        let _ = (id, tell);
+    }
     /// Begins to follow the logs of an attempt that was started; lines go to the event sink.
     fn follow(&self, id: AttemptId);
     /// Completes when everything the attempt had flushed was sent on.

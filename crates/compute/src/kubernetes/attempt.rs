@@ -6,6 +6,7 @@ use ferroflow_core::port::StopSignal;
 use ferroflow_core::task::{Cause, TaskLaunch};
 use tokio::time::Instant;
 
+use super::pod::PodView;
 use super::submit::{Order, Ticket};
 
 /// Submissions of one attempt whose addresses keep expiring.
@@ -30,6 +31,7 @@ pub struct Attempt {
     pub pod: Option<String>,
     /// Of the pod as it was last seen.
     pub version: Option<String>,
+    pub view: PodView,
     pub stage: Stage,
     /// `Started` was told; it is told once, however often the attempt is submitted.
     pub told_started: bool,
@@ -67,6 +69,7 @@ impl Attempt {
             job,
             pod: None,
             version: None,
+            view: PodView::default(),
             stage: Stage::Submitting,
             told_started: false,
             told: None,

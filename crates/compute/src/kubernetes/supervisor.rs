@@ -4,6 +4,7 @@
 
 mod closing;
 mod ending;
+mod signs;
 mod stopping;
 mod taken;
 mod ticking;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferroflow_core::id::AttemptId;
-use ferroflow_core::port::{EventSink, LayerEvent, RemoteTasks, StopSignal};
+use ferroflow_core::port::{EventSink, LayerEvent, RemoteSign, RemoteTasks, StopSignal};
 use ferroflow_core::task::{AttemptReport, Cause, CauseKind, TaskLaunch};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
@@ -38,6 +39,11 @@ pub enum Message {
         result: Result<bool, Cause>,
     },
     Pods(Box<PodNews>),
+    /// The store shows what the watch may not yet.
+    Sign {
+        id: AttemptId,
+        sign: RemoteSign,
+    },
     /// Everything the attempt printed was sent on.
     Drained {
         id: AttemptId,
@@ -151,6 +157,7 @@ impl Supervisor {
             Message::ShutDown(done) => self.shut_down(done),
             Message::Submitted { id, round, result } => self.submitted(id, round, result),
             Message::Pods(news) => self.news(*news),
+            Message::Sign { id, sign } => self.sign(id, sign),
             Message::Drained { id, report } => self.finish(id, *report),
             Message::Deleted { ids, result } => self.deleted(&ids, &result),
             Message::Explained { namespace, result } => self.explained(&namespace, result),
@@ -273,6 +280,7 @@ impl Supervisor {
         if attempt.stage == Stage::Submitting {
             attempt.stage = Stage::Created;
         }
+        attempt.view = pod.clone();
         let phase = pod.phase();
         if pod.deleting && attempt.stop.is_none() && !matches!(phase, Phase::Ended(_)) {
             self.taken(id, pod);
@@ -295,6 +303,7 @@ impl Supervisor {
                     let detail = format!("node `{}` prepares its container", pod.node);
                     if !attempt.told_started {
                         self.events.send(LayerEvent::Starting { id, detail });
+                        self.expect(id);
                     }
                 }
             }

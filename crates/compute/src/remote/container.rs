@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use ferroflow_core::id::{AttemptId, RunId};
 use ferroflow_core::log_segment::RunKeys;
-use ferroflow_core::port::{EventSink, Later, LayerEvent, ObjectAccess, ObjectError, RemoteContainer, RemoteTasks};
+use ferroflow_core::port::{
+    EventSink, Later, LayerEvent, ObjectAccess, ObjectError, RemoteContainer, RemoteTasks, TellSign,
+};
 use ferroflow_core::task::{StoreLocation, TaskLaunch, TaskSpec};
 use ferroflow_core::wire::TerminationMessage;
 use sha2::{Digest, Sha256};
@@ -100,9 +102,7 @@ impl Remote {
     async fn upload(&self) -> Result<Uploaded, ObjectError> {
         let sources = self.settings.code.clone();
         let built = tokio::task::spawn_blocking(move || Package::build(&sources)).await;
-        let package = built
-            .map_err(not_built)?
-            .map_err(|fault| ObjectError::NotFound(fault.to_string()))?;
+        let package = built.map_err(not_built)?.map_err(|fault| ObjectError::NotFound(fault.to_string()))?;
         for text in &package.warnings {
             self.events.send(LayerEvent::Notice { text: text.clone() });
         }
@@ -244,6 +244,7 @@ fn visible_to_users(launch: &TaskLaunch, layer: &str, store: &StoreLocation, cod
     found.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it is handed to map_err")]
 fn not_built(error: tokio::task::JoinError) -> ObjectError {
     ObjectError::Unavailable(format!("the code package could not be built: {error}"))
 }
@@ -259,6 +260,12 @@ impl RemoteTasks for Remote {
         layer: &'a str,
     ) -> Later<'a, Result<RemoteContainer, ObjectError>> {
         Box::pin(self.make_container(launch, layer))
+    }
+
+    fn expect(&self, id: AttemptId, tell: TellSign) {
+        if let Some(step) = self.step_of(id) {
+            self.follower.expect(id, step, tell);
+        }
     }
 
     fn follow(&self, id: AttemptId) {

@@ -1,5 +1,6 @@
-//! Follows the logs of all remote attempts of a run: one listing per step that has some, once a
+//! Follows the logs of all remote attempts of a run: one listing per step that has some, twice a
 //! second, and reads of what is new. One asynchronous task for the run, no connection per attempt.
+//! What is seen first tells the layer that an attempt runs, and what is read last how it ended.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -7,15 +8,23 @@ use std::time::Duration;
 
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::log_segment::{RunKeys, SegmentReader, segment_of};
-use ferroflow_core::port::{EventSink, LayerEvent, LogLine, ObjectAccess, ObjectEntry, ObjectError, Stream};
+use ferroflow_core::port::{
+    EventSink, LayerEvent, LogLine, ObjectAccess, ObjectEntry, ObjectError, RemoteSign, Stream, TellSign,
+};
 use ferroflow_core::task::Millis;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::ending::termination_message;
+
 /// Between two listings of a step.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(500);
+/// The same while attempts are expected or have just begun, and few: many of them end soon.
+const AT_FIRST: Duration = Duration::from_millis(150);
+const FIRST_SECONDS: Duration = Duration::from_secs(5);
+const FEW_OBJECTS: usize = 200;
 /// While the store cannot be read.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Attempts read at once; with the listing, the lease and the layer's own connections this stays
@@ -25,6 +34,7 @@ const MOST_READS: usize = 12;
 const LAST_TRIES: u32 = 4;
 
 enum Message {
+    Expect(AttemptId, String, TellSign),
     Follow(AttemptId, String),
     Drained(AttemptId, String, oneshot::Sender<()>),
 }
@@ -37,9 +47,13 @@ pub struct Follower {
 impl Follower {
     pub fn start(keys: RunKeys, objects: Arc<dyn ObjectAccess>, events: Arc<dyn EventSink>) -> Self {
         let (sender, receiver) = unbounded_channel();
-        let work = Work { keys, objects, events, steps: BTreeMap::new(), trouble: None };
+        let work = Work { keys, objects, events, steps: BTreeMap::new(), listed: 0, trouble: None };
         tokio::spawn(work.run(receiver));
         Self { sender }
+    }
+
+    pub fn expect(&self, id: AttemptId, step: String, tell: TellSign) {
+        let _over = self.sender.send(Message::Expect(id, step, tell));
     }
 
     pub fn follow(&self, id: AttemptId, step: String) {
@@ -60,14 +74,21 @@ struct Work {
     objects: Arc<dyn ObjectAccess>,
     events: Arc<dyn EventSink>,
     steps: BTreeMap<String, Attempts>,
+    /// Objects in the last listings.
+    listed: usize,
     /// What the store said when it could not be read; told once.
     trouble: Option<String>,
 }
 
 type Attempts = HashMap<AttemptId, Followed>;
 
-#[derive(Default)]
 struct Followed {
+    since: Instant,
+    /// Of an attempt that was expected.
+    tell: Option<TellSign>,
+    held: Held,
+    /// Its ending was read: there is nothing more.
+    complete: bool,
     reader: SegmentReader,
     /// Segment to read next, and how much of it was read.
     segment: u32,
@@ -75,6 +96,15 @@ struct Followed {
     /// The attempt has ended: after the next complete listing these are told.
     waiting: Vec<oneshot::Sender<()>>,
     tries: u32,
+}
+
+/// Whether the lines of an attempt are held back until the layer follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    No,
+    Unseen,
+    /// It has printed, and the layer was told.
+    Seen,
 }
 
 /// An attempt on its way through a read.
@@ -105,7 +135,7 @@ impl Work {
             }
             let started = Instant::now();
             let fault = self.look().await;
-            pause = if fault.is_some() { (pause * 2).min(LONGEST_PAUSE) } else { EVERY.max(started.elapsed() / 2) };
+            pause = if fault.is_some() { (pause * 2).min(LONGEST_PAUSE) } else { self.pause(started) };
             self.tell_trouble(fault);
             next = started + pause;
         }
@@ -113,27 +143,57 @@ impl Work {
 
     fn take(&mut self, message: Message, next: &mut Instant) {
         match message {
+            Message::Expect(id, step, tell) => {
+                let attempts = self.steps.entry(step).or_default();
+                attempts.entry(id).or_insert_with(|| Followed::expected(tell));
+                *next = (*next).min(Instant::now() + AT_FIRST);
+            }
             Message::Follow(id, step) => {
-                self.steps.entry(step).or_default().entry(id).or_default();
+                let followed = self.steps.entry(step).or_default().entry(id).or_default();
+                if followed.let_go() == Held::Seen {
+                    *next = Instant::now();
+                }
             }
             Message::Drained(id, step, done) => {
-                self.steps.entry(step).or_default().entry(id).or_default().waiting.push(done);
+                let attempts = self.steps.entry(step).or_default();
+                let followed = attempts.entry(id).or_default();
+                if followed.complete {
+                    attempts.remove(&id);
+                    let _nobody_waits = done.send(());
+                    return;
+                }
+                followed.let_go();
+                followed.waiting.push(done);
                 // The run waits for it, and those that end together share a listing.
                 *next = (*next).min(Instant::now() + Duration::from_millis(20));
             }
         }
     }
 
+    fn pause(&self, started: Instant) -> Duration {
+        let mut attempts = self.steps.values().flat_map(HashMap::values);
+        let first = self.listed <= FEW_OBJECTS && attempts.any(|a| !a.complete && a.since.elapsed() < FIRST_SECONDS);
+        let least = if first { AT_FIRST } else { EVERY };
+        least.max(started.elapsed() * 2)
+    }
+
     /// One listing of every step, and everything that is new in it.
     async fn look(&mut self) -> Option<ObjectError> {
         self.events.ready().await;
         let mut trouble = None;
+        self.listed = 0;
         for step in self.steps.keys().cloned().collect::<Vec<_>>() {
+            if self.steps[&step].values().all(|followed| followed.complete) {
+                continue;
+            }
             let prefix = self.keys.step_prefix(&step);
             let listed = self.objects.list(&prefix).await;
             let attempts = self.steps.remove(&step).unwrap_or_default();
             let left = match listed {
-                Ok(entries) => self.read_step(&step, attempts, &entries, &mut trouble).await,
+                Ok(entries) => {
+                    self.listed += entries.len();
+                    self.read_step(&step, attempts, &entries, &mut trouble).await
+                }
                 Err(error) => {
                     let left = self.give_up_some(attempts);
                     trouble = Some(error);
@@ -160,9 +220,13 @@ impl Work {
         let mut pending: Vec<(AttemptId, Followed)> = attempts.drain().collect();
         while !pending.is_empty() || !reads.is_empty() {
             while reads.len() < MOST_READS
-                && let Some((id, followed)) = pending.pop()
+                && let Some((id, mut followed)) = pending.pop()
             {
                 match sizes.get(&id).filter(|sizes| followed.is_behind(sizes)) {
+                    Some(_) if followed.held != Held::No => {
+                        followed.tell_running();
+                        left.insert(id, followed);
+                    }
                     Some(sizes) => {
                         reads.spawn(self.reading(step, id, followed, sizes.clone()));
                     }
@@ -202,6 +266,7 @@ impl Work {
                         let mut lines = Vec::new();
                         followed.reader.feed(&bytes, &mut lines);
                         send(&*events, id, lines);
+                        followed.look_for_ending(&*events, id);
                     }
                     // Listed, and gone: somebody cleans the store up.
                     Ok(_) => break,
@@ -262,7 +327,54 @@ impl Work {
     }
 }
 
+impl Default for Followed {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            tell: None,
+            held: Held::No,
+            complete: false,
+            reader: SegmentReader::default(),
+            segment: 0,
+            offset: 0,
+            waiting: Vec::new(),
+            tries: 0,
+        }
+    }
+}
+
 impl Followed {
+    fn expected(tell: TellSign) -> Self {
+        Self { tell: Some(tell), held: Held::Unseen, ..Self::default() }
+    }
+
+    /// How it was held until now.
+    fn let_go(&mut self) -> Held {
+        std::mem::replace(&mut self.held, Held::No)
+    }
+
+    fn tell_running(&mut self) {
+        if self.held == Held::Unseen {
+            self.held = Held::Seen;
+            self.tell(RemoteSign::Running);
+        }
+    }
+
+    fn tell(&self, sign: RemoteSign) {
+        if let Some(tell) = &self.tell {
+            tell(sign);
+        }
+    }
+
+    fn look_for_ending(&mut self, events: &dyn EventSink, id: AttemptId) {
+        let Some(message) = self.reader.take_ending().and_then(|text| termination_message(&text)) else { return };
+        let mut lines = Vec::new();
+        self.reader.finish(&mut lines);
+        send(events, id, lines);
+        self.complete = true;
+        self.tell(RemoteSign::Ended(Box::new(message)));
+    }
+
     fn is_behind(&self, sizes: &BTreeMap<u32, u64>) -> bool {
         sizes.range(self.segment..).any(|(number, size)| *number > self.segment || *size > self.offset)
     }
