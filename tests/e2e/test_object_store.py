@@ -225,6 +225,57 @@ def test_credentials_of_a_profile(folder: Path, s3: dict[str, str]) -> None:
     assert "there is no AWS profile `none` (AWS_PROFILE)" in said(missing)
 
 
+def test_a_split_elsewhere_reads_its_own_item_only(folder: Path, s3: dict[str, str]) -> None:
+    source = """
+    import os
+    from metaflow import FlowSpec, step
+
+    class WideFlow(FlowSpec):
+        @step
+        def start(self):
+            self.items = [os.urandom(200_000) for _ in range(20)]
+            self.next(self.work, foreach="items")
+
+        @step
+        def work(self):
+            self.length = len(self.input)
+            self.next(self.join)
+
+        @step
+        def join(self, inputs):
+            self.total = sum(each.length for each in inputs)
+            self.next(self.end)
+
+        @step
+        def end(self):
+            print("total", self.total)
+    """
+    assert "total 4000000" in run_flow(folder, source, "run", env=s3).ok().stdout
+    scope = (folder / ".metaflow/store_scope").read_text()
+    with proxy(s3["AWS_ENDPOINT_URL_S3"]) as door:
+        root = s3["METAFLOW_DATASTORE_SYSROOT_S3"]
+        options = {"scope": scope, "cache": str(folder / "elsewhere")}
+        location = json.dumps({"kind": "s3", "root": root, "options": options})
+        code = f"""
+from metaflow._artifacts import InputPack, foreach_item
+pack = InputPack({location!r}, "WideFlow", "1", "start", 1, 0)
+print(*(len(foreach_item(pack, "items", index)) for index in (0, 7, 19)))
+"""
+        env = {**s3, "AWS_ENDPOINT_URL_S3": door.url}
+        assert run_python(folder, code, env=env).ok().stdout == "200000 200000 200000\n"
+        asked = [
+            h["range"]
+            for (_, path), h in zip(door.requests, door.headers, strict=True)
+            if "/data/" in path
+        ]
+        lengths = [
+            int(end) - int(begin) + 1
+            for begin, end in (each.removeprefix("bytes=").split("-") for each in asked)
+        ]
+        assert len(lengths) == 6 and lengths[::2] == [48] * 3 and max(lengths) < 201_000, lengths
+        assert not list((folder / "elsewhere").rglob("data/*/*"))
+
+
 def test_two_folders_share_a_bucket(folder: Path, s3: dict[str, str]) -> None:
     """Both have a run 1; neither sees the other's data."""
     for name in ("one", "two"):

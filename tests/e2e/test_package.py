@@ -52,6 +52,45 @@ def test_saved_packages_are_the_same_and_hold_what_runs(folder: Path) -> None:
     }
 
 
+def test_suffixes_come_from_the_option_else_from_configuration(folder: Path) -> None:
+    project(folder)
+    configured = {"METAFLOW_DEFAULT_PACKAGE_SUFFIXES": ".csv"}
+
+    def listed(*options: str) -> str:
+        return run_flow(folder, FLOW, *options, "package", "list", env=configured).ok().stderr
+
+    assert "table.csv" in listed() and "data.bin" not in listed()
+    of_option = listed("--package-suffixes", ".bin")
+    assert "data.bin" in of_option and "table.csv" not in of_option and "model.R" in of_option
+
+
+def test_a_file_that_cannot_be_read_is_left_out_and_told(folder: Path) -> None:
+    """A link to what only its owner may read, say; here, to a file that vanishes on reading."""
+    project(folder)
+    (folder / "unreadable.py").symlink_to("/proc/self/mem")
+    (folder / "dead.py").symlink_to(folder / "nowhere")
+    result = run_flow(folder, FLOW, "package", "save", "out.tgz").ok()
+    text = " ".join(result.stderr.split())
+    assert "dead.py" not in text
+    with tarfile.open(folder / "out.tgz") as archive:
+        names = set(archive.getnames())
+    assert not {"unreadable.py", "dead.py"} & names and "model.R" in names
+    assert "the code package goes without `unreadable.py`, which cannot be read: " in text
+
+
+def test_links_are_followed_and_ignore_files_are_not(folder: Path) -> None:
+    project(folder)
+    elsewhere = folder.parent / f"{folder.name}-elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "shared.py").write_text("x = 1")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / ".gitignore").write_text("helpers/\n")
+    listed = run_flow(folder, FLOW, "package", "list", "--archive").ok().stderr.splitlines()
+    assert {"linked/shared.py", "helpers/tool.py"} <= set(listed)
+    assert not any("linked/back" in line for line in listed)
+
+
 def test_info_says_size_and_place(folder: Path) -> None:
     told = run_flow(folder, FLOW, "package", "info").ok().stderr
     assert "Size: " in told and "Place in a remote datastore: code/" in told

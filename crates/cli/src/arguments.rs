@@ -461,7 +461,8 @@ fn top_options(typed: &Typed<'_>) -> Result<TopOptions, Usage> {
     })
 }
 
-fn suffixes(list: &str) -> Vec<String> {
+/// Endings of file names, separated by commas.
+pub fn suffixes(list: &str) -> Vec<String> {
     list.split(',').map(str::trim).filter(|suffix| !suffix.is_empty()).map(str::to_owned).collect()
 }
 

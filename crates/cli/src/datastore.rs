@@ -109,10 +109,11 @@ pub fn same_as_origin(ours: &StoreLocation, origin: &RunRow) -> Result<(), Failu
     )))
 }
 
-/// Says what is wrong with a remote datastore before anything starts, and tidies this machine's
-/// copies of it.
+/// Says what is wrong with a remote datastore before anything starts, and tidies what is on this
+/// machine.
 pub fn check(location: &StoreLocation, flow: &str) -> Result<(), Failure> {
     let store = Datastore::open(location)?;
+    ferroflow_store::remote::cache::sweep(&store);
     if let Some(remote) = store.remote() {
         remote.check(flow, "Runs of this flow whose metadata is in one place.\n")?;
         ferroflow_store::remote::cache::prune(store.root());

@@ -10,6 +10,7 @@ use ferroflow_core::id::RunId;
 use ferroflow_core::task::StoreLocation;
 use serde_json::{Map, Value, json};
 
+use crate::arguments::suffixes;
 use crate::context::Context;
 use crate::report::Failure;
 
@@ -20,7 +21,12 @@ const LEASE_SECONDS: f64 = 3600.0;
 const LAYERS: [&str; 2] = ["kubernetes", "batch"];
 const ENDPOINTS: [(&str, &str); 2] = [("s3", "S3_ENDPOINT_URL"), ("azure", "AZURE_STORAGE_BLOB_SERVICE_ENDPOINT")];
 /// Passed on to containers as they are here. Nothing that may hold a secret.
-const PASSED_ON: [&str; 3] = ["METAFLOW_SERVICE_URL", "METAFLOW_DATATOOLS_S3ROOT", "METAFLOW_DATATOOLS_SYSROOT_S3"];
+const PASSED_ON: [&str; 4] = [
+    "METAFLOW_SERVICE_URL",
+    "METAFLOW_DATATOOLS_S3ROOT",
+    "METAFLOW_DATATOOLS_SYSROOT_S3",
+    "METAFLOW_S3_SERVER_SIDE_ENCRYPTION",
+];
 
 /// What the code package is made from.
 pub fn package_sources(context: &Context) -> Result<PackageSources, Failure> {
@@ -34,10 +40,17 @@ pub fn package_sources(context: &Context) -> Result<PackageSources, Failure> {
     }
     Ok(PackageSources {
         script: context.cwd.join(&hello.script),
-        suffixes: context.top.package_suffixes.clone(),
+        suffixes: package_suffixes(context),
         module_folder: PathBuf::from(&hello.module_folder),
         info: info(context),
     })
+}
+
+fn package_suffixes(context: &Context) -> Vec<String> {
+    match context.config.lookup.value("METAFLOW_DEFAULT_PACKAGE_SUFFIXES") {
+        Some(list) if context.top.package_suffixes.is_empty() => suffixes(&list),
+        _ => context.top.package_suffixes.clone(),
+    }
 }
 
 fn info(context: &Context) -> Map<String, Value> {

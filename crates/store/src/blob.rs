@@ -14,6 +14,8 @@ use crate::error::StoreError;
 use crate::location::{Datastore, create_in_folder};
 use crate::parallel_hash;
 
+/// Start of the names of blobs that are not complete.
+pub(crate) const UNFINISHED: &str = ".new-";
 /// Values up to this many bytes stay inside the pack.
 pub const INLINE_LIMIT: usize = 64 * 1024;
 /// Alignment of out-of-band buffers within a value.
@@ -179,7 +181,7 @@ impl Spill {
     fn create(store: &Datastore, artifact: &str) -> Result<Self, StoreError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".new-{}-{number}-{}", std::process::id(), start_nanos());
+        let name = format!("{UNFINISHED}{}-{number}-{}", std::process::id(), start_nanos());
         let path = store.blob_folder().join(name);
         let file = create_in_folder(&path, || OpenOptions::new().write(true).create_new(true).open(&path))?;
         Ok(Self { artifact: artifact.to_owned(), file, path })

@@ -9,8 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use ferroflow_core::task::StoreLocation;
 
+use crate::blob::UNFINISHED;
 use crate::error::StoreError;
+use crate::location::Datastore;
 
+/// A file that is being written changes more often than this.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// What was not used for this long is removed when a run starts.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -55,6 +59,20 @@ fn own_folder(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Removes what writers left that were killed: files that nobody has written to for a day.
+pub fn sweep(store: &Datastore) {
+    let Some(limit) = SystemTime::now().checked_sub(ABANDONED) else { return };
+    let Ok(entries) = fs::read_dir(store.blob_folder()) else { return };
+    for entry in entries.flatten() {
+        let unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
+        let old = |found: fs::Metadata| found.modified().is_ok_and(|at| at < limit);
+        if unfinished && entry.metadata().is_ok_and(old) {
+            // Best effort: it is only about space.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Removes what was not used for a week. Best effort: it is only about space.
 pub fn prune(folder: &Path) {
     let Some(limit) = SystemTime::now().checked_sub(KEPT) else { return };
@@ -78,4 +96,28 @@ fn prune_below(folder: &Path, limit: SystemTime) {
 fn is_older(found: &fs::Metadata, limit: SystemTime) -> bool {
     let used = found.accessed().ok().max(found.modified().ok());
     used.is_some_and(|used| used < limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_abandoned_is_swept() {
+        let root = tempfile::tempdir().expect("folder");
+        let store = Datastore::new(root.path());
+        let data = store.blob_folder();
+        fs::create_dir_all(data.join("ab")).expect("folder");
+        let long_ago = SystemTime::now() - ABANDONED - Duration::from_secs(60);
+        for (name, old) in [(".new-1-0-5", true), (".new-2-0-5", false), ("ab/abcd", true)] {
+            let file = fs::File::create(data.join(name)).expect("file");
+            if old {
+                file.set_modified(long_ago).expect("time");
+            }
+        }
+        sweep(&store);
+        assert!(!data.join(".new-1-0-5").exists());
+        assert!(data.join(".new-2-0-5").exists() && data.join("ab/abcd").exists());
+        sweep(&Datastore::new(root.path().join("nothing")));
+    }
 }

@@ -1,0 +1,235 @@
+"""The first program in a remote task's container, run here against a store that misbehaves and in
+interpreters that lack something. What it does in real containers is in remote/test_bootstrap.py."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from harness import REPOSITORY
+from store_proxy import served
+
+BOOTSTRAP = REPOSITORY / "crates/compute/src/remote/bootstrap.py"
+STARTED = """
+import os, sys
+def main(spec):
+    left = [name for name in os.environ if name.endswith("_URL") or "_TASK_" in name]
+    print("started", spec, os.path.basename(os.getcwd()), sorted(os.listdir("."))[:2], left)
+"""
+ELF = {"x86_64": 62, "aarch64": 183}[os.uname().machine]
+
+
+def package() -> bytes:
+    """A code package with the least that the program looks at."""
+    head = b"\x7fELF" + bytes(14) + ELF.to_bytes(2, "little")
+    members = {
+        ".mf_code/metaflow/__init__.py": b"",
+        ".mf_code/metaflow/_remote.py": STARTED.encode(),
+        ".mf_code/metaflow/_native.abi3.so": head,
+        "flow.py": b"",
+    }
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+@dataclass
+class Store:
+    """Answers with the next of `faults`, then with the package."""
+
+    data: bytes
+    faults: list[str] = field(default_factory=list)
+    asked: int = 0
+    port: int = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    store: Store
+
+    def do_GET(self) -> None:
+        store = self.store
+        store.asked += 1
+        fault = store.faults.pop(0) if store.faults else ""
+        status = int(fault) if fault.isdigit() else 200
+        data = b"<Error/>" if status != 200 else store.data
+        if fault == "flip":
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
+        self.close_connection = True
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Silent."""
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+    message: dict[str, object]
+    seconds: float
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    store = Store(package())
+    with served(type("OwnHandler", (Handler,), {"store": store})) as port:
+        store.port = port
+        yield store
+
+
+def run(folder: Path, store: Store, lacks: str = "", cwd: Path | None = None) -> Ended:
+    """Runs the program; `lacks` is run first in its interpreter, as if the image were so."""
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(lacks)
+    log, work = folder / "termination-log", cwd or folder / "work"
+    work.mkdir(exist_ok=True)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", BOOTSTRAP.read_text()],
+        cwd=work,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(site),
+            "FERROFLOW_IMAGE": "acme/image:1",
+            "FERROFLOW_TERMINATION_LOG": str(log),
+            "FERROFLOW_CODE_URL": f"http://127.0.0.1:{store.port}/code?signature=secret",
+            "FERROFLOW_CODE_SHA256": hashlib.sha256(store.data).hexdigest(),
+            "FERROFLOW_TASK_SPEC": "the spec",
+            "TMPDIR": str(work),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    seconds = time.monotonic() - began
+    message = json.loads(log.read_text()) if log.exists() else {}
+    return Ended(done.returncode, done.stdout, done.stderr, message, seconds)
+
+
+def told(ended: Ended, code: int = 121) -> str:
+    """The one sentence, the same for people and for the engine."""
+    assert ended.code == code, ended
+    assert ended.message["exit"] == {"code": code} and ended.message["outcome"] is None
+    cause = ended.message["cause"]
+    assert isinstance(cause, dict) and ended.err == f"{cause['text']}.\n", ended.err
+    assert "secret" not in ended.err, "a signature is a secret"
+    return str(cause["text"])
+
+
+def test_code_is_fetched_and_started_and_addresses_are_forgotten(
+    folder: Path, store: Store
+) -> None:
+    ended = run(folder, store)
+    assert ended.out == "started the spec metaflow ['.mf_code', 'flow.py'] []\n", ended.err
+    assert store.asked == 1 and not ended.message
+
+
+@pytest.mark.parametrize("faults", [["503", "429"], ["cut"], ["flip"], ["500", "cut", "flip"]])
+def test_what_passes_is_tried_again(folder: Path, store: Store, faults: list[str]) -> None:
+    store.faults = list(faults)
+    ended = run(folder, store)
+    assert ended.out.startswith("started"), ended.err
+    assert store.asked == len(faults) + 1
+
+
+def test_an_address_that_expired_is_signed_again(folder: Path, store: Store) -> None:
+    store.faults = ["403"]
+    ended = run(folder, store)
+    text = told(ended, code=122)
+    assert text == (
+        f"the code package may not be fetched from 127.0.0.1:{store.port} any more "
+        "(HTTP 403 Forbidden)"
+    )
+    assert ended.message["sign_again"] is True and store.asked == 1
+
+
+def test_code_that_is_gone_is_told_at_once(folder: Path, store: Store) -> None:
+    store.faults = ["404"]
+    ended = run(folder, store)
+    assert told(ended) == (
+        f"the code package could not be fetched from 127.0.0.1:{store.port}: HTTP 404 Not Found"
+    )
+    assert store.asked == 1 and ended.seconds < 5
+
+
+IMAGES = {
+    "import sys; sys.version_info = (3, 9, 2, 'final', 0)": (
+        "the image `acme/image:1` has Python 3.9.2; a task needs Python 3.11 or newer"
+    ),
+    "import platform; platform.machine = lambda: 'riscv64'": (
+        f"the image `acme/image:1` runs on riscv64, and the code package has an extension for "
+        f"{os.uname().machine}: start the run with an installation of ferroflow for riscv64, or "
+        f"choose nodes and an image for {os.uname().machine}"
+    ),
+    "import os; os.confstr = lambda name: None": (
+        "the image `acme/image:1` has another C library than glibc (Alpine has musl): choose one "
+        "such as python:3.11-slim"
+    ),
+    "import sys; sys.modules['tarfile'] = None": (
+        "the Python of the image `acme/image:1` is not complete: import of tarfile halted; None "
+        "in sys.modules"
+    ),
+}
+
+
+@pytest.mark.parametrize("lacks", IMAGES)
+def test_an_image_that_will_not_do_is_told_within_seconds(
+    folder: Path, store: Store, lacks: str
+) -> None:
+    ended = run(folder, store, lacks)
+    assert told(ended) == IMAGES[lacks]
+    assert ended.seconds < 5
+    cause = ended.message["cause"]
+    assert isinstance(cause, dict) and cause["kind"] == "image"
+
+
+def test_a_c_library_that_is_too_old_is_told(folder: Path, store: Store) -> None:
+    """As the dynamic loader words it when an extension asks for more than there is."""
+    reason = "/lib/libc.so.6: version `GLIBC_2.34' not found (required by _native.abi3.so)"
+    lacks = f"""
+import sys
+class Loader:
+    def find_spec(self, name, path=None, target=None):
+        if name == "metaflow._remote":
+            raise ImportError({reason!r})
+sys.meta_path.insert(0, Loader())
+"""
+    text = told(run(folder, store, lacks))
+    assert text.startswith("the image `acme/image:1` (Python 3.") and "glibc" in text
+    assert text.endswith(f"cannot load the extension of the code package: {reason}")
+
+
+def test_a_container_without_room_is_told(folder: Path, store: Store) -> None:
+    small = folder / "small"
+    small.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(small)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        text = told(run(folder, store, cwd=small))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+    assert text.startswith(f"the code could not be unpacked into `{small}/metaflow`: ")
+    assert "No space left on device" in text
