@@ -1,7 +1,6 @@
 //! Every lint rule with its whole sentence and its place. Steps of a `FlowBuilder` are on lines
 //! 10, 20, …, their `self.next` five lines below.
 
-use ferroflow_core::diagnostic::Diagnostic;
 use ferroflow_core::graph::{Graph, StepKind};
 use ferroflow_core::ir::{Flow, Transition};
 use ferroflow_core::lint::check;
