@@ -1,7 +1,7 @@
 //! Which compute layers a run's steps ask for, made from options and configuration, checked before
 //! anything starts, and joined into one. The only place that names concrete layers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +58,6 @@ async fn kubernetes(context: &Context, graph: &Graph) -> Result<Option<(Cluster,
             ),
         ));
     }
-    refuse_gangs(graph)?;
     let settings = kubernetes_settings(context, graph)?;
     let cluster = Cluster::connect().await.map_err(|fault| Failure::new(HEADLINE, fault.to_string()))?;
     let autoscaled = context.config.lookup.flag("METAFLOW_KUBERNETES_AUTOSCALED", false);
@@ -74,16 +73,10 @@ async fn kubernetes(context: &Context, graph: &Graph) -> Result<Option<(Cluster,
     Ok(Some((cluster, settings)))
 }
 
-fn refuse_gangs(graph: &Graph) -> Result<(), Failure> {
-    let ranks =
-        graph.steps.iter().filter(|step| step.kind == StepKind::Parallel).map(|step| &graph.steps[step.children[0]]);
-    match ranks.into_iter().find(|step| step.policy.layer == Some("kubernetes")) {
-        Some(step) => Err(Failure::new(
-            HEADLINE,
-            format!("step `{}` is a gang (num_parallel), which does not run on Kubernetes in this version", step.name),
-        )),
-        None => Ok(()),
-    }
+/// Steps whose tasks are ranks of a gang.
+fn gangs(graph: &Graph) -> HashSet<StepName> {
+    let splits = graph.steps.iter().filter(|step| step.kind == StepKind::Parallel);
+    splits.flat_map(|step| &step.children).map(|rank| graph.steps[*rank].name.clone()).collect()
 }
 
 /// The configuration that decorators fall back to.
@@ -120,7 +113,14 @@ fn kubernetes_settings(context: &Context, graph: &Graph) -> Result<KubernetesSet
         created_at: 0,
     };
     let environments = graph.steps.iter().map(|step| (step.name.clone(), step.policy.environment.clone())).collect();
-    Ok(KubernetesSettings { identity, steps, default_image, environments, kill_command: String::new() })
+    Ok(KubernetesSettings {
+        identity,
+        steps,
+        gangs: gangs(graph),
+        default_image,
+        environments,
+        kill_command: String::new(),
+    })
 }
 
 /// A registered run.

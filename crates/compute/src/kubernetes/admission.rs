@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::KubernetesSettings;
 use super::api::{ApiFault, Cluster};
 use super::job::{JobParts, requests};
+use super::parallel::{no_service, try_service};
 use super::submit::refusal;
 
 /// What became of asking for admission.
@@ -38,6 +39,11 @@ pub async fn admit(cluster: &Cluster, settings: &KubernetesSettings, autoscaled:
                 return found;
             }
             Err(fault) => found.refusals.push(format!("step `{step}`: {}", refusal(&options.namespace, &fault).text)),
+        }
+        if settings.gangs.contains(*step)
+            && let Err(fault @ ApiFault::Denied(_)) = try_service(cluster, &options.namespace).await
+        {
+            found.refusals.push(format!("step `{step}`: {}", no_service(&options.namespace, &fault)));
         }
     }
     if !found.refusals.is_empty() || autoscaled {

@@ -127,6 +127,17 @@ impl Cluster {
         self.ask(jobs(namespace).create(&parameters, job.to_string().into_bytes())).await.map(drop)
     }
 
+    /// Creates an object under a path.
+    pub async fn create(&self, path: &str, object: &Value, dry_run: bool) -> Result<(), ApiFault> {
+        let parameters = PostParams { dry_run, field_manager: None };
+        self.ask(Request::new(path).create(&parameters, object.to_string().into_bytes())).await.map(drop)
+    }
+
+    /// Deletes an object by path and name; one that is not there is fine.
+    pub async fn delete_named(&self, path: &str, name: &str) -> Result<(), ApiFault> {
+        self.delete(&Request::new(path), Target::Name(name), &DeleteParams::background()).await
+    }
+
     /// Whether the Job is there and nobody has deleted it.
     pub async fn job_exists(&self, namespace: &str, name: &str) -> Result<bool, ApiFault> {
         match self.ask(jobs(namespace).get(name, &Default::default())).await {

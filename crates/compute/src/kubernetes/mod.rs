@@ -8,6 +8,7 @@ mod attempt;
 mod explain;
 mod job;
 mod names;
+mod parallel;
 mod pod;
 mod submit;
 mod supervisor;
@@ -15,7 +16,7 @@ mod watch;
 
 pub mod listing;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use ferroflow_core::decorator::kubernetes::KubernetesOptions;
@@ -36,6 +37,8 @@ pub struct KubernetesSettings {
     pub identity: RunIdentity,
     /// By step; a step that is missing has the defaults.
     pub steps: HashMap<StepName, KubernetesOptions>,
+    /// Steps whose tasks are ranks of a gang.
+    pub gangs: HashSet<StepName>,
     /// `python:X.Y` of the launching interpreter.
     pub default_image: String,
     /// `@environment` by step.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ferroflow_core::decorator::kubernetes::is_label_value;
-use ferroflow_core::id::{AttemptId, RunId};
+use ferroflow_core::id::{AttemptId, RunId, TaskId};
 
 /// What tells one run from all others that may be on the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,13 @@ impl RunIdentity {
     }
 }
 
+impl RunIdentity {
+    /// Name of what the ranks of a gang share, in one attempt.
+    pub fn gang_name(&self, control_task: TaskId, attempt: u32) -> String {
+        format!("gang-{}", digest(&[&self.run_label(), &control_task.to_string(), &attempt.to_string()], 20))
+    }
+}
+
 /// Value of `METADATA_LABEL`.
 pub fn metadata_label(metadata: &str) -> String {
     digest(&[metadata], 20)
@@ -117,7 +124,6 @@ fn digest(parts: &[&str], length: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ferroflow_core::id::TaskId;
 
     fn identity() -> RunIdentity {
         RunIdentity {

@@ -11,8 +11,9 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::KubernetesSettings;
-use super::api::{ApiFault, Cluster};
+use super::api::{ApiFault, Cluster, Target};
 use super::job::JobParts;
+use super::parallel::{Rank, no_service};
 
 /// Submissions under way at once.
 const AT_ONCE: usize = 16;
@@ -128,7 +129,35 @@ impl Submitter {
             default_image: &self.settings.default_image,
             round: order.round,
         };
-        self.create(order, &options.namespace, &parts.manifest()).await
+        let mut job = parts.manifest();
+        let rank = Rank::of(&self.settings.identity, launch);
+        if let Some(rank) = &rank {
+            rank.join(&mut job);
+        }
+        let created = self.create(order, &options.namespace, &job).await?;
+        if let Some(rank) = rank.filter(|rank| created && rank.is_first()) {
+            self.make_service(order, &options.namespace, &parts.name(), &rank).await?;
+        }
+        Ok(created)
+    }
+
+    /// What the ranks of a gang find each other by; without it there is no gang.
+    async fn make_service(&self, order: &Order, namespace: &str, job: &str, rank: &Rank<'_>) -> Result<(), Cause> {
+        let begun = Instant::now();
+        loop {
+            match rank.make_service(&self.cluster, namespace, job, order.round > 0).await {
+                Ok(()) => return Ok(()),
+                Err(fault) if fault.may_pass() && begun.elapsed() < PATIENCE && order.ticket.may_go_out() => {
+                    order.ticket.pause(LONGEST_PAUSE).await;
+                }
+                // The Job was deleted in the meantime; its watch tells of that.
+                Err(ApiFault::Missing(_)) => return Ok(()),
+                Err(fault) => {
+                    let _removed = self.cluster.delete_jobs(namespace, Target::Name(job)).await;
+                    return Err(Cause::new(CauseKind::Refused, no_service(namespace, &fault)));
+                }
+            }
+        }
     }
 
     async fn create(&self, order: &Order, namespace: &str, job: &serde_json::Value) -> Result<bool, Cause> {

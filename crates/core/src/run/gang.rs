@@ -135,11 +135,10 @@ impl Run {
         let first = gang.again.is_none();
         gang.again.get_or_insert(again);
         self.rank_ended(frame, active, None, now, out);
-        if first && let Some(gang) = self.gangs.get_mut(&frame).filter(|gang| gang.out() > 0) {
-            if let Some(again) = gang.again.as_mut() {
-                again.kill_at = Some(now + STOP_GRACE);
-                self.stop_gang(frame, StopSignal::Terminate, out);
-            }
+        let again = self.gangs.get_mut(&frame).and_then(|gang| gang.again.as_mut());
+        if let Some(again) = again.filter(|_| first) {
+            again.kill_at = Some(now + STOP_GRACE);
+            self.stop_gang(frame, StopSignal::Terminate, out);
         }
     }
 

@@ -1,0 +1,108 @@
+"""`num_parallel` on a real Kubernetes: ranks are pods that find rank 0 by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import REPOSITORY, client, finish, run_flow, start, wait_until
+from kubernetes_tools import Namespace, is_running, rule
+
+pytestmark = pytest.mark.cluster
+
+GANG = REPOSITORY / "tests/e2e/flows/gang.py"
+RUN = ("run", "--with", "kubernetes:cpu=0.01,memory=32")
+
+
+def joined(folder: Path, run: str, environment: dict[str, str]) -> list[str]:
+    return client(
+        folder,
+        f"""
+        run = Run("GangFlow/{run}")
+        join = run["join"].task.data
+        print(join.places)
+        print(join.heard)
+        print(join.hosts)
+        train = run["train"]
+        print(train.control_task.id, sorted((t.id, t.current_attempt) for t in train))
+        """,
+        env=environment,
+    )
+
+
+def nothing_left(namespace: Namespace) -> None:
+    """No Job, no pod, and no Service by which ranks found each other."""
+    left = lambda: [  # noqa: E731
+        *namespace.jobs(),
+        *namespace.pods(),
+        *namespace.api.get(f"{namespace.path}/services")["items"],
+    ]
+    wait_until(
+        lambda: not left(), f"nothing left: {[o['metadata']['name'] for o in left()]}", 30, 0.3
+    )
+
+
+def test_ranks_reach_the_first_by_name(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    environment = {**kubernetes, **namespace.environment}
+    result = run_flow(folder, GANG, *RUN, "--max-workers", "1", env=environment).ok()
+    assert joined(folder, result.run_id, environment) == [
+        "[(0, 3, '2'), (1, 3, '2'), (2, 3, '2')]",
+        "[[1, 2], 'welcome', 'welcome']",
+        "['rank-0', 'rank-1', 'rank-2']",
+        "2 [('2', 0), ('3', 0), ('4', 0)]",
+    ]
+    nothing_left(namespace)
+
+
+def test_when_a_rank_is_lost_all_start_again(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    environment = {**kubernetes, **namespace.environment}
+    # Rank 0 waits for a third caller, who does not come before the test has done its deed.
+    flow = GANG.read_text().replace(
+        "place.num_nodes - 1", "place.num_nodes - (current.retry_count > 0)"
+    )
+    path = folder / "flow.py"
+    path.write_text(flow)
+    process = start(folder, path, *RUN, env=environment)
+    namespace.wait_for(3, lambda pod: is_running(pod, "train"), 90)
+    second = [p for p in namespace.of_step("train") if p["spec"]["hostname"] == "rank-1"]
+    namespace.delete_pod(second[0])
+    result = finish(process, folder).ok()
+    assert joined(folder, result.run_id, environment)[1:] == [
+        "[[1, 2], 'welcome', 'welcome']",
+        "['rank-0', 'rank-1', 'rank-2']",
+        "2 [('2', 1), ('3', 1), ('4', 1)]",
+    ]
+    assert "Task was lost (its pod `" in result.stdout
+    nothing_left(namespace)
+
+
+def test_when_a_rank_fails_all_start_again(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    environment = {**kubernetes, **namespace.environment}
+    result = run_flow(folder, GANG, *RUN, "--fails", "1", env=environment).ok()
+    assert joined(folder, result.run_id, environment)[1:] == [
+        "[[1, 2], 'welcome', 'welcome']",
+        "['rank-0', 'rank-1', 'rank-2']",
+        "2 [('2', 1), ('3', 1), ('4', 1)]",
+    ]
+    nothing_left(namespace)
+
+
+def test_without_the_right_to_make_services_a_gang_is_refused(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace
+) -> None:
+    limited = namespace.limited_user(
+        rule("jobs", verbs="create delete deletecollection get list", group="batch"),
+        rule("pods", verbs="list watch delete deletecollection"),
+    )
+    environment = {**kubernetes, **namespace.environment, "KUBECONFIG": limited}
+    result = run_flow(folder, GANG, *RUN, env=environment).exited(1)
+    said = "by which the ranks of a num_parallel find each other"
+    assert "step `train`: Kubernetes does not let you create Services" in result.stderr
+    assert said in result.stderr
+    assert not namespace.jobs()
