@@ -181,7 +181,7 @@ def test_tag_mistakes(done: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["argo-workflows", "step-functions", "airflow", "kubernetes", "batch", "spin"]
+    "command", ["argo-workflows", "step-functions", "airflow", "batch", "spin"]
 )
 def test_commands_of_later_versions_say_so(folder: Path, command: str) -> None:
     result = run_flow(folder, FLOW, command)
