@@ -42,10 +42,9 @@ def test_ranks_run_together_and_are_joined_in_order(folder: Path) -> None:
 @pytest.mark.parametrize("way", ["fails", "killed"])
 def test_when_a_rank_fails_all_start_again(folder: Path, way: str) -> None:
     result = run_flow(folder, GANG, "run", f"--{way}", "1", deadline=60).ok()
-    lines = result.lines
-    for task in (2, 4):
-        stopped = f"[1/train/{task} (pid N)] Stopped because task 3 of its gang did not end well."
-        assert stopped in lines, result.out
+    # Rank 0 waits for the rank that failed; rank 2 may have been served and done.
+    stopped = "[1/train/2 (pid N)] Stopped because task 3 of its gang did not end well."
+    assert stopped in result.lines, result.out
     assert joined(folder, result.run_id)[4] == "2 [('2', 1), ('3', 1), ('4', 1)]"
 
 
