@@ -29,6 +29,9 @@ class Door:
         self.delay = 0.0
         # Downloads of paths with this part come with one byte changed.
         self.wrong_bytes_of = ""
+        # How often each path with `denied_path` is denied, as with a signature that has expired.
+        self.deny_first = 0
+        self.denied_path = ""
         # Answered with a 503 whatever happens: all paths with this part.
         self.refuse_always: str | None = None
         # Requests signed for another region are answered as AWS does.
@@ -76,6 +79,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         if door.once_more("refuse", method, self.path, door.refuse_first):
             self.answer(503, b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>")
+            return
+        path = self.path.split("?")[0]
+        if door.denied_path in path and door.once_more("deny", "", path, door.deny_first):
+            self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
             return
         connection = http.client.HTTPConnection(door.backend, timeout=60)
         headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
@@ -173,10 +180,12 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 @contextmanager
 def served(
-    handler: type[BaseHTTPRequestHandler], tls: tuple[str, str] | None = None
+    handler: type[BaseHTTPRequestHandler],
+    tls: tuple[str, str] | None = None,
+    host: str = "127.0.0.1",
 ) -> Iterator[int]:
     """The port at which requests are handled; `tls` is a certificate and its key."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer((host, 0), handler)
     server.daemon_threads = True
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -194,9 +203,12 @@ def served(
 
 
 @contextmanager
-def proxy(backend: str, tls: tuple[str, str] | None = None) -> Iterator[Door]:
+def proxy(
+    backend: str, tls: tuple[str, str] | None = None, host: str = "127.0.0.1"
+) -> Iterator[Door]:
+    """A door at a port of its own; for pods and containers, on all addresses (`0.0.0.0`)."""
     door = Door(backend)
-    with served(type("OwnHandler", (Handler,), {"door": door}), tls) as port:
+    with served(type("OwnHandler", (Handler,), {"door": door}), tls, host) as port:
         door.port, door.tls = port, tls is not None
         yield door
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness import client, run_flow
-from parts import BUCKET, PYTHON_IMAGE
+from parts import BUCKET, PYTHON_IMAGE, part
+from store_proxy import Door, proxy
 
 pytestmark = pytest.mark.cluster
 
@@ -150,3 +152,74 @@ def test_code_is_stored_once_whatever_the_number_of_runs(
         env=kubernetes,
     )
     assert found == ["1"]
+
+
+# --- a store that misbehaves --------------------------------------------------------------------
+
+WIDE = """
+import os
+from metaflow import FlowSpec, step
+
+class Wide(FlowSpec):
+    @step
+    def start(self):
+        self.blob = os.urandom(400_000)
+        self.items = [1, 2, 3]
+        self.next(self.work, foreach="items")
+
+    @step
+    def work(self):
+        self.length = len(self.blob)
+        print("working", self.input)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.total = sum(each.length for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("total", self.total)
+"""
+
+
+@pytest.fixture
+def door(kubernetes: dict[str, str]) -> Iterator[Door]:
+    """Stands between the pods and the store; the engine goes its own way."""
+    with proxy(kubernetes["AWS_ENDPOINT_URL_S3"], host="0.0.0.0") as door:
+        host = part("s3")["FERROFLOW_TEST_S3_FROM_PODS"].rsplit(":", 1)[0]
+        kubernetes["METAFLOW_KUBERNETES_S3_ENDPOINT_URL"] = f"{host}:{door.port}"
+        yield door
+
+
+def test_pods_outlast_a_store_that_refuses_and_cuts(
+    folder: Path, kubernetes: dict[str, str], door: Door
+) -> None:
+    door.refuse_first = door.cut_first = 1
+    result = run_flow(folder, WIDE, "run", "--with", "kubernetes", env=kubernetes).ok()
+    assert "total 1200000" in result.stdout
+    shown = client(
+        folder,
+        f"""
+        run = Run("Wide/{result.run_id}")
+        print(*sorted(task.stdout.strip() for task in run["work"]),
+              {{task.current_attempt for step in run for task in step}}, sep=", ")
+        """,
+        env=kubernetes,
+    )
+    assert shown == ["working 1, working 2, working 3, {0}"]
+
+
+def test_an_address_that_expired_in_the_queue_is_signed_again(
+    folder: Path, kubernetes: dict[str, str], door: Door
+) -> None:
+    """The container is started once more; no retry of the user's is spent."""
+    door.deny_first, door.denied_path = 1, "/code/"
+    result = run_flow(folder, WIDE, "run", "--with", "kubernetes", env=kubernetes).ok()
+    assert "total 1200000" in result.stdout
+    code = f"""
+    run = Run("Wide/{result.run_id}")
+    print({{task.current_attempt for step in run for task in step}})
+    """
+    assert client(folder, code, env=kubernetes) == ["{0}"]
