@@ -148,7 +148,6 @@ impl Usage {
 }
 
 const NOT_YET: &[(&str, &str)] = &[
-    ("batch", "run the flow locally with `run`; AWS Batch comes with the next version"),
     ("card", "print results, or keep them as artifacts and read them with the client"),
     ("spin", "re-run a step with `resume STEP`"),
     ("argo-workflows", "run the flow with `run`, started by your scheduler of choice"),

@@ -14,12 +14,20 @@ pub struct TasksLayer {
     about_kill: &'static str,
 }
 
-pub const LAYERS: &[TasksLayer] = &[TasksLayer {
-    name: "kubernetes",
-    about: "List or kill the flow's tasks on Kubernetes",
-    about_list: "List unfinished tasks on Kubernetes",
-    about_kill: "Kill unfinished tasks on Kubernetes",
-}];
+pub const LAYERS: &[TasksLayer] = &[
+    TasksLayer {
+        name: "kubernetes",
+        about: "List or kill the flow's tasks on Kubernetes",
+        about_list: "List unfinished tasks on Kubernetes",
+        about_kill: "Kill unfinished tasks on Kubernetes",
+    },
+    TasksLayer {
+        name: "batch",
+        about: "List or kill the flow's tasks on AWS Batch",
+        about_list: "List unfinished tasks on AWS Batch",
+        about_kill: "Kill unfinished tasks on AWS Batch",
+    },
+];
 
 const AFTER: &str = "Without options: the tasks of this folder's latest run. With --run-id: those of that run of this \
                      folder, whoever started it. With --user, or --my-runs: those of all the user's runs, wherever they \

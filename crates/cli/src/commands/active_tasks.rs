@@ -1,6 +1,7 @@
 //! `list` and `kill` of a flow's unfinished tasks on a layer: which are meant, and what is said of
 //! them. How a layer finds and ends tasks is in `compute`; its words are in this folder.
 
+mod batch;
 pub mod kubernetes;
 
 use ferroflow_compute::remote::TaskFilter;
@@ -32,12 +33,18 @@ trait Layer {
 }
 
 pub async fn active_tasks(context: &Context, command: TasksCommand) -> Result<(), Failure> {
-    let verb = command.verb;
+    let (layer, verb) = (command.layer, command.verb);
     let filter = filter(context, command)?;
-    let layer = kubernetes::Kubernetes::connect(context).await?;
+    match layer {
+        "batch" => carry_out(context, &batch::Batch::connect().await?, verb, &filter).await,
+        _ => carry_out(context, &kubernetes::Kubernetes::connect(context).await?, verb, &filter).await,
+    }
+}
+
+async fn carry_out(context: &Context, layer: &impl Layer, verb: TasksVerb, filter: &TaskFilter) -> Result<(), Failure> {
     match verb {
-        TasksVerb::List => list(&layer, &filter).await,
-        TasksVerb::Kill => kill(context, &layer, &filter).await,
+        TasksVerb::List => list(layer, filter).await,
+        TasksVerb::Kill => kill(context, layer, filter).await,
     }
 }
 

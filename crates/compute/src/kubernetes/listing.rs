@@ -127,16 +127,31 @@ pub async fn wait_until_gone(
     let killed: HashSet<(&str, &str)> = tasks.iter().map(|task| (task.namespace.as_str(), task.job.as_str())).collect();
     let deadline = Instant::now() + GONE_WITHIN;
     loop {
-        let mut left = Vec::new();
-        for namespace in &namespaces {
-            left.extend(list(cluster, namespace, filter).await?);
-        }
+        let mut left = match list_all(cluster, &namespaces, filter).await {
+            Err(fault) if fault.may_pass() && Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            left => left?,
+        };
         left.retain(|task| killed.contains(&(task.namespace.as_str(), task.job.as_str())));
         if left.is_empty() || Instant::now() >= deadline {
             return Ok(left);
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+async fn list_all(
+    cluster: &Cluster,
+    namespaces: &BTreeSet<&str>,
+    filter: &TaskFilter,
+) -> Result<Vec<ActiveTask>, ApiFault> {
+    let mut tasks = Vec::new();
+    for namespace in namespaces {
+        tasks.extend(list(cluster, namespace, filter).await?);
+    }
+    Ok(tasks)
 }
 
 fn text(value: &Value) -> String {

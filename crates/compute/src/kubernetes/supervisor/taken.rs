@@ -15,6 +15,10 @@ use super::{Message, Supervisor};
 /// Between a pod's deletion and the event about it.
 const EVENTS_LAG: Duration = Duration::from_millis(500);
 
+/// How long a server that does not answer is asked whether a Job is there.
+const ASKED_FOR: Duration = Duration::from_secs(25);
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
 impl Supervisor {
     /// A pod that is being deleted, not by us: asks whether its Job is, too.
     pub(super) fn taken(&mut self, id: AttemptId, pod: &PodView) {
@@ -66,7 +70,13 @@ impl Supervisor {
         let (namespace, job) = (attempt.namespace.clone(), attempt.job.clone());
         let (cluster, sender) = (self.cluster.clone(), self.sender.clone());
         tokio::spawn(async move {
-            let there = cluster.job_exists(&namespace, &job).await;
+            let begun = Instant::now();
+            let mut there = cluster.job_exists(&namespace, &job).await;
+            // Whose will it was is worth waiting for a server that is away.
+            while there.as_ref().is_err_and(ApiFault::may_pass) && begun.elapsed() < ASKED_FOR {
+                tokio::time::sleep(ASK_AGAIN).await;
+                there = cluster.job_exists(&namespace, &job).await;
+            }
             let _over = sender.send(Message::JobAsked { id, job, there });
         });
     }
