@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::names::{ATTEMPT_LABEL, RunIdentity, container_name};
 
-/// A task acts on its `@timeout` itself; the pod's deadline is for one that does not.
-const DEADLINE_GRACE: f64 = 60.0;
+/// Python acts on `@timeout` itself and process 1 of the container kills what ignores that, a minute
+/// later. The pod's deadline is for when neither can; its clock runs while the image is pulled, too.
+const DEADLINE_GRACE: f64 = 600.0;
 /// How much longer than the pod the Job may live: so long it may wait for a node.
 const LONGEST_WAIT: f64 = 432_000.0;
 /// After SIGTERM.
@@ -378,9 +379,9 @@ mod tests {
         assert_eq!(job["metadata"]["namespace"], "team");
         assert_eq!(job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], "fair");
         assert_eq!((&job["spec"]["suspend"], &job["metadata"]["labels"]["team"]), (&json!(true), &json!("a")));
-        assert_eq!(job["spec"]["activeDeadlineSeconds"], 432_150);
+        assert_eq!(job["spec"]["activeDeadlineSeconds"], 432_690);
         let pod = &job["spec"]["template"]["spec"];
-        assert_eq!(pod["activeDeadlineSeconds"], 150);
+        assert_eq!(pod["activeDeadlineSeconds"], 690);
         assert_eq!((&pod["serviceAccountName"], &pod["priorityClassName"]), (&json!("robot"), &json!("high")));
         assert_eq!(pod["nodeSelector"], json!({"pool": "big"}));
         assert_eq!(
