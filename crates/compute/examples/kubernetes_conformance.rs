@@ -5,7 +5,7 @@
 //! Tasks are a few lines of Python given to the image; their output comes back by the nodes' own
 //! logs, because this crate knows no store.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -57,6 +57,7 @@ fn settings(namespace: &str, image: &str, created_at: i64) -> KubernetesSettings
             created_at,
         },
         steps: Behaviour::ALL.map(|kind| (StepName::from(kind.step()), options.clone())).into(),
+        gangs: HashSet::new(),
         default_image: image.to_owned(),
         environments: HashMap::new(),
         kill_command: "kubectl delete".to_owned(),

@@ -159,6 +159,13 @@ pub enum RemoteSign {
     Ended(Box<TerminationMessage>),
 }
 
+/// A line as a node kept it; it does not say of which stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeLine {
+    pub at: Millis,
+    pub bytes: Vec<u8>,
+}
+
 pub type TellSign = Box<dyn Fn(RemoteSign) + Send + Sync>;
 
 /// Turns a launch into what a container runs. One implementation serves all remote layers.
@@ -178,6 +185,12 @@ pub trait RemoteTasks: Send + Sync {
     fn follow(&self, id: AttemptId);
     /// Completes when everything the attempt had flushed was sent on.
     fn drained(&self, id: AttemptId) -> Later<'_, ()>;
+    /// Of a drained attempt that died without a word: the last lines that its node has. What the
+    /// store lacks of them is sent on and kept.
+    fn complete(&self, id: AttemptId, of_node: Vec<NodeLine>) -> Later<'_, ()> {
+        let _ = (id, of_node);
+        Box::pin(async {})
+    }
     /// How an attempt ended, where its container has no termination message; `None` when it ended
     /// without saying anything.
     fn ending(&self, id: AttemptId) -> Later<'_, Result<Option<TerminationMessage>, ObjectError>> {

@@ -311,3 +311,36 @@ def urgent_pod(priority: str) -> Json:
         "nodeSelector": {"kubernetes.io/hostname": "node1"},
     }
     return {"metadata": {"name": "urgent"}, "spec": spec}
+
+
+def test_a_container_killed_in_the_middle_of_a_line_loses_nothing(
+    folder: Path, user: dict[str, str]
+) -> None:
+    # The process that supervises the task dies, and with it whatever it has not sent yet.
+    source = """
+    import os, signal, time
+    from metaflow import FlowSpec, kubernetes, step
+
+    class CutFlow(FlowSpec):
+        @kubernetes(pod_spec={"shareProcessNamespace": True})
+        @step
+        def start(self):
+            for number in range(100):
+                print("line", number, flush=True)
+                time.sleep(0.02)
+            print("cut off in the mid", end="", flush=True)
+            time.sleep(0.2)
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+            self.next(self.end)
+
+        @step
+        def end(self):
+            pass
+    """
+    result = run_flow(folder, source, "run", env=user).exited(1)
+    shown = [line.split("] ", 1)[1] for line in result.lines if line.startswith("[1/start/")]
+    printed = [line for line in shown if line.startswith(("line", "cut"))]
+    assert printed == [*(f"line {number}" for number in range(100)), "cut off in the mid"]
+    logs = run_flow(folder, folder / "flow.py", "logs", f"{result.run_id}/start", env=user).ok()
+    assert logs.stdout.splitlines() == printed

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ferroflow_core::port::NodeLine;
 use futures_util::{Stream, StreamExt};
 use kube::api::{DeleteParams, ListParams, LogParams, PostParams, Preconditions, WatchEvent, WatchParams};
 use kube::core::Request;
@@ -238,13 +239,44 @@ impl Cluster {
 
     /// The last lines that the kubelet has of a pod, both streams together.
     pub async fn log_tail(&self, namespace: &str, pod: &str, container: &str, lines: i64) -> Result<String, ApiFault> {
-        let how = LogParams { container: Some(container.to_owned()), tail_lines: Some(lines), ..LogParams::default() };
+        self.log(namespace, pod, container, lines, false).await
+    }
+
+    /// The same with the times at which the node wrote them down.
+    pub async fn last_lines(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        lines: i64,
+    ) -> Result<Vec<NodeLine>, ApiFault> {
+        let text = self.log(namespace, pod, container, lines, true).await?;
+        Ok(text.lines().filter_map(node_line).collect())
+    }
+
+    async fn log(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        lines: i64,
+        timestamps: bool,
+    ) -> Result<String, ApiFault> {
+        let container = Some(container.to_owned());
+        let how = LogParams { container, tail_lines: Some(lines), timestamps, ..LogParams::default() };
         let request = pods(namespace).logs(pod, &how).map_err(|error| ApiFault::Invalid(error.to_string()))?;
         match tokio::time::timeout(Duration::from_secs(3), self.client.request_text(request)).await {
             Ok(text) => Ok(text?),
             Err(_) => Err(ApiFault::Unavailable("the kubelet does not answer".to_owned())),
         }
     }
+}
+
+/// `2026-11-22T01:33:00.123456789Z text`.
+fn node_line(line: &str) -> Option<NodeLine> {
+    let (time, text) = line.split_once(' ').unwrap_or((line, ""));
+    let at = time.parse::<k8s_openapi::jiff::Timestamp>().ok()?.as_millisecond();
+    Some(NodeLine { at, bytes: text.as_bytes().to_vec() })
 }
 
 fn jobs(namespace: &str) -> Request {
@@ -258,6 +290,13 @@ fn pods(namespace: &str) -> Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_of_a_node_have_their_time() {
+        let line = node_line("1970-01-01T00:00:01.5025Z  indented").expect("a line");
+        assert_eq!((line.at, line.bytes.as_slice()), (1502, &b" indented"[..]));
+        assert_eq!(node_line("no time"), None);
+    }
 
     #[test]
     fn answers_are_sorted_by_what_can_be_done() {

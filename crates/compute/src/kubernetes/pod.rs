@@ -79,6 +79,8 @@ pub enum Ending {
         metadata: Vec<(String, String)>,
         /// Its addresses had expired: sign again and submit again.
         sign_again: bool,
+        /// It died without a word of its own.
+        silent: bool,
     },
     /// The container never ran.
     NeverRan(Cause),
@@ -217,7 +219,7 @@ impl PodView {
         let text = "timed out: it ran past its time limit, and Kubernetes stopped it. Raise it with @timeout";
         let cause = Some(Cause::new(CauseKind::TimedOut, text));
         let report = AttemptReport { outcome: None, exit: ProcessExit::Signal(9), usage: Usage::default(), cause };
-        Ending::Report { report: Box::new(report), metadata: Vec::new(), sign_again: false }
+        Ending::Report { report: Box::new(report), metadata: Vec::new(), sign_again: false, silent: true }
     }
 
     fn taken(&self) -> Ending {
@@ -228,7 +230,7 @@ impl PodView {
             let text = format!("evicted from node `{node}`{said}. Raise `disk`");
             let cause = Some(Cause::new(CauseKind::Evicted, text));
             let report = AttemptReport { outcome: None, exit: ProcessExit::Signal(9), usage: Usage::default(), cause };
-            return Ending::Report { report: Box::new(report), metadata: Vec::new(), sign_again: false };
+            return Ending::Report { report: Box::new(report), metadata: Vec::new(), sign_again: false, silent: true };
         }
         let text = match (self.reason.as_str(), &self.disruption) {
             ("Evicted", _) => format!("evicted from node `{node}`{said}"),
@@ -258,6 +260,7 @@ impl PodView {
             return Ending::Taken(Cause::new(CauseKind::Evicted, text));
         }
         let exit = exit_of(code, spoken.as_ref().map(|said| said.exit));
+        let silent = spoken.is_none();
         let sign_again = spoken.as_ref().is_some_and(|said| said.sign_again);
         let (outcome, usage, cause, metadata) = match spoken {
             Some(said) => (said.outcome, said.usage, said.cause, said.metadata),
@@ -265,7 +268,7 @@ impl PodView {
         };
         let cause = if reason == "OOMKilled" { Some(self.out_of_memory()) } else { cause };
         let report = Box::new(AttemptReport { outcome, exit, usage, cause });
-        Ending::Report { report, metadata, sign_again }
+        Ending::Report { report, metadata, sign_again, silent }
     }
 
     fn out_of_memory(&self) -> Cause {

@@ -361,12 +361,16 @@ impl Supervisor {
             Ending::NeverRan(_) | Ending::Taken(_) if stopped => self.end_stopped(id),
             Ending::NeverRan(cause) | Ending::Taken(cause) => self.lose(id, cause),
             Ending::Report { sign_again: true, .. } if !stopped && self.submit_again(id) => {}
-            Ending::Report { report, metadata, .. } => {
+            Ending::Report { report, metadata, silent, .. } => {
                 self.start(id, pod);
                 for (name, value) in metadata {
                     self.events.metadata(id, name, value);
                 }
-                self.drain(id, report);
+                if silent {
+                    self.drain_with_node_log(id, pod, report);
+                } else {
+                    self.drain(id, report);
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ferroflow_core::id::{AttemptId, RunId};
 use ferroflow_core::log_segment::RunKeys;
 use ferroflow_core::port::{
-    EventSink, Later, LayerEvent, ObjectAccess, ObjectError, RemoteContainer, RemoteTasks, TellSign,
+    EventSink, Later, LayerEvent, NodeLine, ObjectAccess, ObjectError, RemoteContainer, RemoteTasks, TellSign,
 };
 use ferroflow_core::task::{StoreLocation, TaskLaunch, TaskSpec};
 use ferroflow_core::wire::TerminationMessage;
@@ -17,7 +17,7 @@ use tokio::sync::OnceCell;
 
 use super::logs::Follower;
 use super::package::{Package, PackageSources};
-use super::{bootstrap, ending, lease, spec};
+use super::{bootstrap, ending, lease, spec, tail};
 
 /// An address must outlast the wait in a queue; when it does not, the layer signs again.
 const SIGNED_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -279,6 +279,17 @@ impl RemoteTasks for Remote {
         Box::pin(async move {
             if let Some(step) = step {
                 self.follower.drained(id, step).await;
+            }
+        })
+    }
+
+    fn complete(&self, id: AttemptId, of_node: Vec<NodeLine>) -> Later<'_, ()> {
+        Box::pin(async move {
+            let Some(step) = self.step_of(id) else { return };
+            let added = tail::complete(&self.keys, &*self.objects, &*self.events, (&step, id), &of_node).await;
+            if let Err(error) = added {
+                let text = format!("the last lines of task {} may be missing: {error}", id.task);
+                self.events.send(LayerEvent::Notice { text });
             }
         })
     }

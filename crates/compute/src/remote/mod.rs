@@ -10,6 +10,7 @@ mod lease;
 mod logs;
 pub mod package;
 mod spec;
+mod tail;
 
 pub use container::{Remote, RemoteSettings};
 pub use filter::TaskFilter;

@@ -93,7 +93,8 @@ impl Sweep<'_> {
             let _by_propagation = self.cluster.delete_pods(self.namespace, target, KILL_GRACE).await;
             *told = true;
         }
-        Ok(live)
+        // Those that have said how they ended are dead, or will be in a moment.
+        Ok(live.into_iter().filter(|pod| !self.known.contains(&pod.job)).collect())
     }
 
     async fn remove_jobs(&self) -> Result<(), ApiFault> {

@@ -8,10 +8,14 @@ use ferroflow_core::task::{AttemptReport, Cause, ProcessExit, Usage};
 use tokio::time::Instant;
 
 use super::super::attempt::{MOST_ROUNDS, Stage};
+use super::super::names::container_name;
+use super::super::pod::PodView;
 use super::{Message, Supervisor, cancelled};
 
 /// How long the last lines of an ended task may take.
 const LAST_LINES: Duration = Duration::from_secs(15);
+/// What is asked of a node: more than a task prints between two of its writes to the store.
+const LINES_OF_NODE: i64 = 5_000;
 
 impl Supervisor {
     /// Reports once everything that was printed is through.
@@ -22,6 +26,28 @@ impl Supervisor {
         tokio::spawn(async move {
             // A store that does not answer must not hold back the end of the task.
             let _late = tokio::time::timeout(LAST_LINES, remote.drained(id)).await;
+            let _over = sender.send(Message::Drained { id, report });
+        });
+    }
+
+    /// The same where the container died before it had sent all: its node may have the rest.
+    pub(super) fn drain_with_node_log(&mut self, id: AttemptId, pod: &PodView, report: Box<AttemptReport>) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        attempt.stage = Stage::Ending;
+        let container = container_name(attempt.launch.spec.step.as_str());
+        let (namespace, pod) = (attempt.namespace.clone(), pod.name.clone());
+        let (cluster, remote, sender) = (self.cluster.clone(), self.remote.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            // Read first: it goes when the pod does.
+            let lines = cluster.last_lines(&namespace, &pod, &container, LINES_OF_NODE).await;
+            let rest = async {
+                remote.drained(id).await;
+                // Without permission, or with the pod gone, what the store has is all there is.
+                if let Ok(lines) = lines {
+                    remote.complete(id, lines).await;
+                }
+            };
+            let _late = tokio::time::timeout(LAST_LINES, rest).await;
             let _over = sender.send(Message::Drained { id, report });
         });
     }
