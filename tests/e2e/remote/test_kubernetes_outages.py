@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, client, run_flow
+from harness import REPOSITORY, client
 from kubernetes_tools import Namespace, started
 from made_up_nodes import MadeUpNodes, Shape, set_running
-from parts import KubernetesApi, part
-from store_proxy import proxy
+from parts import KubernetesApi
 
 pytestmark = pytest.mark.cluster
 
@@ -117,38 +116,3 @@ def test_a_task_on_a_node_that_is_lost_starts_again(
             nodes.set_ready(f"{namespace.name}-1", False)
             run.wait_shown("Task was lost (its node does not answer any more, or is being emptied")
             assert "which does not count as a retry" in run.shown()
-
-
-def test_an_address_that_expired_in_the_queue_is_signed_again(
-    folder: Path, kubernetes: dict[str, str], namespace: Namespace
-) -> None:
-    source = """
-    from metaflow import FlowSpec, current, kubernetes, retry, step
-
-    class QueuedFlow(FlowSpec):
-        @retry(times=1, minutes_between_retries=5)
-        @kubernetes
-        @step
-        def start(self):
-            self.attempt = current.retry_count
-            self.next(self.end)
-
-        @step
-        def end(self):
-            print("attempt", self.attempt)
-    """
-    with proxy(part("s3")["AWS_ENDPOINT_URL_S3"], address="0.0.0.0") as door:
-        door.expired_once = "X-Amz-Signature"
-        inside = f"http://10.88.0.1:{door.port}"
-        variables = {
-            **kubernetes,
-            **namespace.environment,
-            "METAFLOW_KUBERNETES_S3_ENDPOINT_URL": inside,
-        }
-        result = run_flow(folder, source, "run", env=variables).ok()
-    signed = [path for method, path in door.requests if "X-Amz-Signature" in path]
-    assert len(signed) >= 2, "the first download was refused"
-    assert "attempt 0" in result.stdout
-    for words in ("retry", "lost", "failed"):
-        assert words not in result.stdout
-    assert not namespace.jobs() and not namespace.pods()
