@@ -89,7 +89,7 @@ impl PackWriter {
         value: &Bound<'_, PyAny>,
     ) -> PyResult<bool> {
         let Some(text) = json::encode(value, INLINE_LIMIT)? else { return Ok(false) };
-        self.output.add_json(name, Label { type_name, preview }, text);
+        self.output.add_json(name, Label { type_name, preview, tag: None }, text);
         Ok(true)
     }
 
@@ -104,7 +104,7 @@ impl PackWriter {
     ) -> PyResult<()> {
         let buffer = PyBuffer::<u8>::get(data)?;
         let bytes = contiguous(&buffer)?;
-        py.detach(|| self.output.add_raw(name, Label { type_name, preview }, bytes))
+        py.detach(|| self.output.add_raw(name, Label { type_name, preview, tag: None }, bytes))
             .map_err(|error| store_error(&error))
     }
 
@@ -125,7 +125,7 @@ impl PackWriter {
         let writer = sink.writer.take().ok_or_else(used_up)?;
         let held = buffers.iter().map(PyBuffer::<u8>::get).collect::<PyResult<Vec<_>>>()?;
         let slices = held.iter().map(contiguous).collect::<PyResult<Vec<_>>>()?;
-        let label = Label { type_name, preview };
+        let label = Label { type_name, preview, tag: None };
         py.detach(|| self.output.add_pickle(name, label, writer, &slices)).map_err(|error| store_error(&error))
     }
 

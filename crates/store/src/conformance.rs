@@ -78,7 +78,7 @@ fn noise(length: usize, seed: u64) -> Vec<u8> {
 
 fn description() -> Description {
     let type_name = "<class 'bytes'>".to_owned();
-    Description { type_name, preview: None, encoding: Encoding::Raw, pickle: 0, buffers: Vec::new() }
+    Description { type_name, preview: None, encoding: Encoding::Raw, pickle: 0, buffers: Vec::new(), tag: None }
 }
 
 fn stored(store: &Datastore, name: &str, bytes: &[u8]) -> StoredValue {

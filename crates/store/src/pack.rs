@@ -71,6 +71,10 @@ pub struct Artifact {
     /// Offset and length of each out-of-band buffer within the value.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub buffers: Vec<(u64, u64)>,
+    /// What the language that wrote the value must know to have it back exactly; the others read
+    /// it without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]

@@ -41,6 +41,8 @@ pub struct Description {
     /// Length of the pickle when buffers follow it.
     pub pickle: u64,
     pub buffers: Vec<(u64, u64)>,
+    /// See [`Artifact::tag`].
+    pub tag: Option<String>,
 }
 
 impl PackBuilder {
@@ -74,6 +76,7 @@ impl PackBuilder {
             at,
             pickle: description.pickle,
             buffers: description.buffers,
+            tag: description.tag,
         };
         self.put(name, artifact);
     }
@@ -208,6 +211,9 @@ fn digest(description: &Description, value: &StoredValue) -> String {
     for (offset, length) in &description.buffers {
         hasher.update(&offset.to_le_bytes());
         hasher.update(&length.to_le_bytes());
+    }
+    if let Some(tag) = &description.tag {
+        hasher.update(tag.as_bytes());
     }
     match value {
         StoredValue::Inline(bytes) => hasher.update(blake3::hash(bytes).to_hex().as_bytes()),

@@ -13,6 +13,8 @@ use serde_json::Value;
 pub struct Label {
     pub type_name: String,
     pub preview: Option<String>,
+    /// See [`Artifact::tag`].
+    pub tag: Option<String>,
 }
 
 /// A task's pack until it is committed.
@@ -133,7 +135,7 @@ fn aligned_parts<'a>(start: &'a [u8], buffers: &[&'a [u8]]) -> Vec<&'a [u8]> {
 }
 
 fn describe(label: Label, encoding: Encoding, pickle: u64, buffers: Vec<(u64, u64)>) -> Description {
-    Description { type_name: label.type_name, preview: label.preview, encoding, pickle, buffers }
+    Description { type_name: label.type_name, preview: label.preview, encoding, pickle, buffers, tag: label.tag }
 }
 
 fn holds_bytes(artifact: &Artifact, data: &[u8]) -> bool {

@@ -12,7 +12,7 @@ use ferroflow_task::output::{Label, TaskOutput, place};
 use ferroflow_task::{ItemsWriter, read_item};
 
 fn label() -> Label {
-    Label { type_name: "<class 'bytes'>".to_owned(), preview: Some("x".to_owned()) }
+    Label { type_name: "<class 'bytes'>".to_owned(), preview: Some("x".to_owned()), tag: None }
 }
 
 fn here() -> PackPlace {

@@ -9,7 +9,7 @@ use ferroflow_task::output::{Label, TaskOutput, place};
 use serde_json::json;
 
 fn label() -> Label {
-    Label { type_name: "<class 'list'>".to_owned(), preview: None }
+    Label { type_name: "<class 'list'>".to_owned(), preview: None, tag: None }
 }
 
 fn parent() -> PackPlace {
