@@ -214,7 +214,7 @@ fn sub(name: &'static str, about: &'static str) -> Clap {
 
 fn command_line(flow: &Flow, script: &str) -> Clap {
     let clap = Clap::new("flow")
-        .bin_name(format!("python {script}"))
+        .bin_name(script.to_owned())
         .about(flow.doc.clone().unwrap_or_else(|| format!("The flow {}.", flow.name)))
         .args_override_self(true)
         .disable_help_subcommand(true)

@@ -31,8 +31,9 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Option<(Service, B
             HEADLINE,
             format!(
                 "step `{}` runs on AWS Batch, which requires --datastore=s3, not {kind}: its containers reach S3 by \
-                 their role. Give it before the command, for example: python {} --datastore s3 run --with batch",
-                first.name, context.hello.script
+                 their role. Give it before the command, for example: {} --datastore s3 run --with batch",
+                first.name,
+                context.hello.command()
             ),
         ));
     }

@@ -59,9 +59,9 @@ pub fn check(context: &Context) -> Result<(), Failure> {
     apply_with(&mut flow, &context.top.with)?;
     Graph::build(flow)?;
     context.say("    The graph looks good!");
-    let script = &context.hello.script;
+    let flow = context.hello.command();
     context.say(&format!(
-        "\n'python {script} show' shows the flow's steps\n'python {script} run' runs the flow\n'python {script} help' shows all commands"
+        "\n'{flow} show' shows the flow's steps\n'{flow} run' runs the flow\n'{flow} help' shows all commands"
     ));
     Ok(())
 }

@@ -40,8 +40,23 @@ pub struct Plan {
 
 /// Finds the layers that steps ask for and asks them whether the steps can run there.
 pub async fn plan(context: &Context, graph: &Graph) -> Result<Plan, Failure> {
+    refuse_remote_r(context, graph)?;
     let (kubernetes, batch) = tokio::join!(kubernetes(context, graph), batch::plan(context, graph));
     Ok(Plan { kubernetes: kubernetes?, batch: batch? })
+}
+
+fn refuse_remote_r(context: &Context, graph: &Graph) -> Result<(), Failure> {
+    let remote = graph.steps.iter().find_map(|step| Some((&step.name, step.policy.layer?)));
+    match remote.filter(|_| context.hello.language == "R") {
+        None => Ok(()),
+        Some((step, layer)) => Err(Failure::new(
+            "Not in this version",
+            format!(
+                "step `{step}` asks for {layer}, but R flows run on this machine only in this version: remove \
+                 {layer}() from the step, or --with {layer} from the command"
+            ),
+        )),
+    }
 }
 
 async fn kubernetes(context: &Context, graph: &Graph) -> Result<Option<(Cluster, KubernetesSettings)>, Failure> {
@@ -53,8 +68,8 @@ async fn kubernetes(context: &Context, graph: &Graph) -> Result<Option<(Cluster,
             HEADLINE,
             format!(
                 "step `{first}` runs on Kubernetes, which requires --datastore=s3, azure or gs: pods cannot reach a folder \
-                 of this machine. Give it before the command, for example: python {} --datastore s3 run --with kubernetes",
-                context.hello.script
+                 of this machine. Give it before the command, for example: {} --datastore s3 run --with kubernetes",
+                context.hello.command()
             ),
         ));
     }
@@ -162,7 +177,7 @@ impl Plan {
         }
         if let Some((service, mut settings)) = self.batch {
             settings.identity = identity(settings.identity)?;
-            settings.kill_command = format!("python {} batch kill --run-id {}", context.hello.script, of.run);
+            settings.kill_command = format!("{} batch kill --run-id {}", context.hello.command(), of.run);
             let steps = settings.steps.keys().cloned().collect();
             let layer = BatchLayer::new(service, settings, remote, events.clone());
             layers.push((Arc::new(layer), steps));

@@ -111,7 +111,7 @@ async fn command(front_end: FrontEnd, hello: Hello) -> Result<u8, Failure> {
     if !quiet {
         eprintln!("Metaflow {VERSION} executing {} for {}", hello.flow.name, config.identity);
     }
-    let parsed = arguments::parse(&hello.flow, &hello.script, &hello.arguments, &config.lookup);
+    let parsed = arguments::parse(&hello.flow, &hello.command(), &hello.arguments, &config.lookup);
     let (top, command) = match parsed {
         Ok(parsed) => parsed,
         Err(usage) if usage.exit_code == 0 => {
@@ -137,7 +137,7 @@ fn context(front_end: FrontEnd, hello: Hello, config: Config, top: TopOptions, c
 async fn carry_out(context: &Context, command: Command) -> Result<u8, Failure> {
     match command {
         Command::Check => checks::check(context)?,
-        Command::Help => print!("{}", arguments::help(&context.flow, &context.hello.script)),
+        Command::Help => print!("{}", arguments::help(&context.flow, &context.hello.command())),
         Command::Version => eprintln!("{VERSION}"),
         Command::Show => show_flow(context)?,
         Command::OutputDot => print!("{}", show::dot(&graph(context)?)),

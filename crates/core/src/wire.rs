@@ -37,6 +37,14 @@ pub struct Hello {
     pub flow: Flow,
 }
 
+impl Hello {
+    /// What the user types before a command of the flow, for hints: `python flow.py`.
+    pub fn command(&self) -> String {
+        let interpreter = if self.language == "R" { "Rscript" } else { "python" };
+        format!("{interpreter} {}", self.script)
+    }
+}
+
 /// Engine → front end. `id` numbers a request; the reply carries it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

@@ -60,8 +60,9 @@ fn tell_if_lost(context: &Context, metadata: &dyn MetadataStore, run: &RunId) ->
     if row.state == RunState::Lost {
         let cause = row.cause.map_or_else(String::new, |cause| format!(": {}", cause.text));
         eprintln!(
-            "Run {}/{run} is lost{cause} (python {} resume --origin-run-id {run})",
-            context.flow.name, context.hello.script
+            "Run {}/{run} is lost{cause} ({} resume --origin-run-id {run})",
+            context.flow.name,
+            context.hello.command()
         );
     }
     Ok(())

@@ -277,7 +277,7 @@ fn tell_end(context: &Context, run: &RunId, end: &RunEnd) -> u8 {
 
 fn hint(context: &Context, run: &RunId) {
     context.say(&format!(
-        "To finish this run without redoing what is done: python {} resume --origin-run-id {run}",
-        context.hello.script
+        "To finish this run without redoing what is done: {} resume --origin-run-id {run}",
+        context.hello.command()
     ));
 }

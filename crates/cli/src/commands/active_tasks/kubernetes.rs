@@ -83,7 +83,7 @@ pub fn kill_command(context: &Context, of_run: &BTreeSet<&str>, run: &RunId) -> 
         .filter(|namespace| !known.contains(**namespace))
         .map(|namespace| format!(" --with kubernetes:namespace={namespace}"))
         .collect();
-    format!("python {}{with} kubernetes kill --run-id {run}", context.hello.script)
+    format!("{}{with} kubernetes kill --run-id {run}", context.hello.command())
 }
 
 impl Layer for Kubernetes {
