@@ -1,0 +1,284 @@
+# `self` and the `inputs` of a join: artifacts that are read when they are looked at.
+
+# Artifacts that say something of one task only: no other task inherits or merges them.
+.own_of_task <- c(
+  "_current_step", "_exception", "_foreach_stack", "_graph_info", "_iteration_stack", "_success",
+  "_task_ok", "_transition"
+)
+
+open_packs <- function(spec, reference) {
+  native(wrap__rs_open_packs, spec$root, spec$flow, to_json(reference))
+}
+
+# Reads an artifact as an R value.
+read_artifact <- function(pack, name, where = NULL) {
+  answer <- native(wrap__rs_pack_read, pack, name)
+  if ("value" %in% names(answer)) {
+    return(answer$value)
+  }
+  if (!is.null(answer$serialized)) {
+    return(unserialize(answer$serialized))
+  }
+  info <- native(wrap__rs_pack_info, pack, name)
+  stop_metaflow(
+    sprintf("artifact `%s` is a %s that Python pickled; R reads plain values only: store it as text, numbers, lists or dictionaries of these",
+      name, gsub("<class '|'>", "", info$type)),
+    "metaflow_data_error"
+  )
+}
+
+# Binds a name to an artifact that is read on first use.
+bind_artifact <- function(into, name, pack, state) {
+  delayedAssign(name, metaflow_artifact(pack, name, state), environment(), into)
+}
+
+metaflow_artifact <- function(pack, name, state) {
+  value <- read_artifact(pack, name)
+  state$read[[name]] <- TRUE
+  value
+}
+
+# Whether a name still is the artifact it was bound to, not something that was assigned.
+is_bound <- function(values, name) {
+  found <- eval(call("substitute", as.name(name), values))
+  is.call(found) && identical(found[[1]], quote(metaflow_artifact))
+}
+
+new_self <- function(flow, spec) {
+  state <- new.env(parent = emptyenv())
+  state$spec <- spec
+  state$flow <- flow
+  state$packs <- list()
+  state$read <- list()
+  state$read_only <- vapply(flow$parameters, function(each) each$attribute, "")
+  self <- new.env(parent = emptyenv())
+  attr(self, "state") <- state
+  class(self) <- "metaflow_self"
+  inherit(self, state)
+  self
+}
+
+inherit <- function(self, state) {
+  spec <- state$spec
+  reference <- if (spec$join || length(spec$inputs) == 0) spec$parameters else spec$inputs[[1]]
+  pack <- open_packs(spec, reference)[[1]]
+  names <- setdiff(native(wrap__rs_pack_names, pack), c(.own_of_task, "name"))
+  if (spec$join) names <- intersect(names, state$read_only)
+  for (name in names) adopt(self, state, name, pack)
+}
+
+# Makes an artifact of another task one of this task's.
+adopt <- function(self, state, name, pack) {
+  state$packs[[name]] <- pack
+  bind_artifact(self, name, pack, state)
+}
+
+state_of <- function(self) attr(self, "state", exact = TRUE)
+
+self_get <- function(self, name) {
+  if (name == "input") {
+    return(foreach_input(self))
+  }
+  if (name == "index") {
+    return(foreach_index(state_of(self)$spec$foreach_stack))
+  }
+  if (exists(name, envir = self, inherits = FALSE)) {
+    return(get(name, envir = self, inherits = FALSE))
+  }
+  if (name == "name") {
+    return(state_of(self)$spec$flow)
+  }
+  known <- setdiff(ls(self), "name")
+  stop_metaflow(
+    sprintf("flow `%s` has no artifact `%s` in step `%s`: set self$%s here or in a step before.%s",
+      state_of(self)$spec$flow, name, state_of(self)$spec$step, name, near_match(name, known)),
+    "metaflow_missing_artifact", call = NULL
+  )
+}
+
+self_set <- function(self, name, value) {
+  state <- state_of(self)
+  if (name %in% state$read_only) {
+    stop_metaflow(
+      sprintf("parameters are not modifiable: `%s` is a parameter of `%s`; assign to an artifact of another name",
+        name, state$spec$flow),
+      "metaflow_usage_error"
+    )
+  }
+  if (name %in% c("input", "index")) {
+    stop_metaflow(sprintf("self$%s is the foreach's; assign to an artifact of another name", name), "metaflow_usage_error")
+  }
+  assign(name, value, envir = self)
+  self
+}
+
+#' @export
+`$.metaflow_self` <- function(x, name) self_get(x, name)
+
+#' @export
+`[[.metaflow_self` <- function(x, i, ...) self_get(x, i)
+
+#' @export
+`$<-.metaflow_self` <- function(x, name, value) self_set(x, name, value)
+
+#' @export
+`[[<-.metaflow_self` <- function(x, i, ..., value) self_set(x, i, value)
+
+#' @export
+names.metaflow_self <- function(x) ls(x)
+
+#' @export
+print.metaflow_self <- function(x, ...) {
+  cat(place_of(state_of(x)$spec), "\n", sep = "")
+  cat("artifacts:", paste(ls(x), collapse = ", "), "\n")
+  invisible(x)
+}
+
+foreach_index <- function(stack) {
+  if (length(stack) == 0) {
+    return(NULL)
+  }
+  as.integer(stack[[length(stack)]]$index)
+}
+
+foreach_input <- function(self) {
+  state <- state_of(self)
+  stack <- state$spec$foreach_stack
+  if (length(stack) == 0) {
+    return(NULL)
+  }
+  if (is.null(state$item)) {
+    state$item <- list(read_item(state$spec, stack[[length(stack)]]))
+  }
+  state$item[[1]]
+}
+
+# The item of one level of foreach, read from the task that split.
+read_item <- function(spec, frame) {
+  pack <- open_packs(spec, frame$source)[[1]]
+  own <- native(wrap__rs_pack_item, pack, frame$variable, as.numeric(frame$index))
+  if (!is.null(own)) {
+    return(unserialize(own))
+  }
+  read_artifact(pack, frame$variable)[[frame$index + 1]]
+}
+
+# Inputs of a join: by the name of the step for branches, in the order of the items for a foreach.
+inputs_of <- function(flow, spec) {
+  inputs <- list()
+  for (reference in spec$inputs) {
+    opened <- lapply(open_packs(spec, reference), new_input, flow = flow, spec = spec, step = reference$step)
+    if (length(spec$inputs) > 1) names(opened) <- rep(reference$step, length(opened))
+    inputs <- c(inputs, opened)
+  }
+  inputs
+}
+
+new_input <- function(pack, flow, spec, step) {
+  state <- new.env(parent = emptyenv())
+  state$spec <- spec
+  state$step <- step
+  state$pack <- pack
+  state$read <- list()
+  input <- new.env(parent = emptyenv())
+  attr(input, "state") <- state
+  class(input) <- "metaflow_input"
+  for (name in setdiff(native(wrap__rs_pack_names, pack), .own_of_task)) bind_artifact(input, name, pack, state)
+  input
+}
+
+input_get <- function(input, name) {
+  state <- state_of(input)
+  if (name %in% c("input", "index")) {
+    stack <- if ("_foreach_stack" %in% native(wrap__rs_pack_names, state$pack)) {
+      stack_of(state$pack)
+    } else {
+      list()
+    }
+    if (name == "index") {
+      return(foreach_index(stack))
+    }
+    return(if (length(stack) > 0) read_item(state$spec, stack[[length(stack)]]))
+  }
+  if (exists(name, envir = input, inherits = FALSE)) {
+    return(get(name, envir = input, inherits = FALSE))
+  }
+  stop_metaflow(
+    sprintf("step `%s` has no artifact `%s`: set self$%s there, or in a step before.%s",
+      state$step, name, name, near_match(name, ls(input))),
+    "metaflow_missing_artifact"
+  )
+}
+
+stack_of <- function(pack) from_json(to_json(read_artifact(pack, "_foreach_stack")))
+
+#' @export
+`$.metaflow_input` <- function(x, name) input_get(x, name)
+
+#' @export
+`[[.metaflow_input` <- function(x, i, ...) input_get(x, i)
+
+#' @export
+names.metaflow_input <- function(x) ls(x)
+
+#' @export
+print.metaflow_input <- function(x, ...) {
+  cat(sprintf("<input of step %s: %s>\n", state_of(x)$step, paste(ls(x), collapse = ", ")))
+  invisible(x)
+}
+
+#' Gather an artifact of all inputs of a join
+#'
+#' @param inputs The second argument of a join's function.
+#' @param input Name of the artifact, in quotes.
+#' @return A list with the artifact of each input, in their order.
+#' @export
+gather_inputs <- function(inputs, input) {
+  if (!is_text(input)) {
+    stop_metaflow("gather_inputs() takes the name of an artifact in quotes: gather_inputs(inputs, \"x\")",
+      "metaflow_usage_error")
+  }
+  lapply(inputs, function(each) each[[input]])
+}
+
+#' Pass on what the inputs of a join agree on
+#'
+#' Every artifact of the inputs that `flow` does not have yet becomes one of its own. Artifacts of one
+#' name that differ are an error: set them before, or exclude them.
+#'
+#' @param flow `self`, the first argument of the join's function.
+#' @param inputs The second argument of the join's function, or some of them.
+#' @param exclude Names of artifacts that are not passed on.
+#' @return `flow`, invisibly.
+#' @export
+merge_artifacts <- function(flow, inputs, exclude = list()) {
+  state <- state_of(flow)
+  if (!inherits(flow, "metaflow_self") || !isTRUE(state$spec$join)) {
+    stop_metaflow("merge_artifacts() is called in a join, a step with join = TRUE, as merge_artifacts(self, inputs)",
+      "metaflow_merge_error")
+  }
+  skipped <- c(unlist(exclude), ls(flow, all.names = TRUE), .own_of_task, "name")
+  found <- hashes <- list()
+  conflicts <- character()
+  for (input in inputs) {
+    pack <- state_of(input)$pack
+    for (name in setdiff(native(wrap__rs_pack_names, pack), skipped)) {
+      hash <- native(wrap__rs_pack_info, pack, name)$hash
+      if (is.null(found[[name]])) {
+        found[[name]] <- pack
+        hashes[[name]] <- hash
+      } else if (hashes[[name]] != hash) {
+        conflicts <- union(conflicts, name)
+      }
+    }
+  }
+  if (length(conflicts) > 0) {
+    stop_metaflow(
+      sprintf("the inputs of step `%s` differ in %s: set them on self before merge_artifacts(), or name them in `exclude`",
+        state$spec$step, paste0("`", sort(conflicts), "`", collapse = ", ")),
+      "metaflow_merge_error"
+    )
+  }
+  for (name in names(found)) adopt(flow, state, name, found[[name]])
+  invisible(flow)
+}
