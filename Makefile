@@ -11,14 +11,19 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 LOCK := $(CARGO_TARGET_DIR)/.ferroflow.lock
 BIN := $(VENV)/bin
 PYTHON_FILES := build_backend.py python tests benches examples
-# The extension is tested from Python: cargo cannot link a test program of it without libpython.
-WORKSPACE := --workspace --exclude ferroflow-python
+# The extensions are tested from Python and R: cargo cannot link a test program of them.
+WORKSPACE := --workspace --exclude ferroflow-python --exclude ferroflow-r
 # Tests against real stores, a real Kubernetes and a Batch emulator, which they start on this machine.
 STORES := $(wildcard tests/e2e/test_object_store*.py)
 REMOTE := tests/e2e/remote
 PYTEST := "pytest tests $(addprefix --ignore=,$(STORES))" "pytest $(STORES) -n 2" "pytest $(REMOTE) -n 2 -m 'not disruptive'" "pytest $(REMOTE) -n 0 -m disruptive"
 
-.PHONY: help demo build develop extension engine test test-rust test-python lint fmt bench clean
+# The R package is installed into a library of this checkout.
+R_LIBRARY := $(CURDIR)/$(VENV)/r-library
+R_TESTS := testthat r/tests/run_tests.R
+export R_LIBS := $(R_LIBRARY)
+
+.PHONY: help demo build develop extension engine r r-check test test-rust test-python test-r lint fmt bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,13 +64,24 @@ $(VENV)/develop.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_path("purelib"), "ferroflow_develop.pth").write_text("$(CURDIR)/python\n")'
 	@touch $@
 
-test: develop ## Run every test; the last line counts them
-	@tests/summary $(BIN)/python "cargo $(WORKSPACE)" $(PYTEST)
+r: | $(BIN)/python ## Install the R package into .venv/r-library
+	@command -v Rscript >/dev/null || { echo "R is missing; on Debian: apt-get install r-base-core r-base-dev r-cran-magrittr r-cran-testthat"; exit 1; }
+	@mkdir -p $(R_LIBRARY)
+	R CMD INSTALL --no-test-load --library=$(R_LIBRARY) r
+
+r-check: r ## Check the R package as CRAN does; fails on errors and warnings
+	r/tests/check $(CURDIR)
+
+test: develop r ## Run every test; the last line counts them
+	@tests/summary $(BIN)/python "cargo $(WORKSPACE)" $(PYTEST) "$(R_TESTS)"
+
+test-r: r ## Run the tests of the R package
+	@tests/summary "" "$(R_TESTS)"
 
 test-rust: ## Run the Rust tests
 	@tests/summary "" "cargo $(WORKSPACE)"
 
-test-python: develop ## Run the Python tests, end to end ones included
+test-python: develop r ## Run the Python tests, end to end ones included
 	@tests/summary $(BIN)/python $(PYTEST)
 
 lint: develop ## Check formatting, clippy, ruff and mypy

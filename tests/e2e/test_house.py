@@ -19,9 +19,10 @@ MAY_USE = {
     "engine": {"core"},
     "cli": {"core", "store", "compute", "engine", "task"},
     "python": {"core", "store", "task"},
+    "r": {"core", "store", "task"},
     "testkit": {"core"},
 }
-SLIM = ("task", "python")
+SLIM = ("task", "python", "r")
 HEAVY = ("kube", "k8s-openapi", "aws-sdk", "aws-config", "axum")
 
 

@@ -1,0 +1,160 @@
+failing <- '
+helper <- function(x) {
+  if (x > 2) stop("boom ", x)
+  x
+}
+start <- function(self) {
+  self$a <- 1
+  helper(3)
+}
+metaflow("Failing") %%>%%
+  step(step = "start", r_function = start, next_step = "end"%s) %%>%%
+  step(step = "end", r_function = function(self) print(self$err$message)) %%>%%
+  run()
+'
+
+test_that("an error shows R's message, its call and the user's own calls", {
+  result <- run_flow(sprintf(failing, ""), "run")
+  expect_equal(result$status, 1)
+  expect_equal(result$out, c(
+    "Workflow starting (run-id 1):",
+    "[1/start/1 (pid N)] Task is starting.",
+    "[1/start/1 (pid N)]     <flow Failing step start> failed:",
+    "[1/start/1 (pid N)]     Error in helper(3) : boom 3",
+    "[1/start/1 (pid N)]     Calls, the outermost first:",
+    "[1/start/1 (pid N)]       1. start(self)",
+    "[1/start/1 (pid N)]       2. helper(3)  (flow.R:9)",
+    "[1/start/1 (pid N)] Task failed.",
+    "Workflow failed.",
+    "Terminating 0 active tasks...",
+    "Flushing logs..."
+  ))
+  expect_equal(tail(result$err, 4), c(
+    "    Step failure:", "    Step start (task-id 1) failed.", "",
+    "To finish this run without redoing what is done: Rscript flow.R resume --origin-run-id 1"
+  ))
+  with_client(result$folder, {
+    task <- new_task("Failing/1/start/1")
+    expect_false(task$successful)
+    expect_equal(task$exception$message, "boom 3")
+    expect_equal(task$artifact("a"), 1)
+  })
+})
+
+test_that("retry() tries again and catch() goes on", {
+  retried <- run_flow(sprintf(failing, ", retry(times = 1)"), "run")
+  expect_equal(sum(grepl("Error in helper(3) : boom 3", retried$out, fixed = TRUE)), 2)
+  caught <- expect_done(run_flow(sprintf(failing, ', catch(var = "err")'), "run"))
+  expect_equal(tail(printed(caught), 1), '[1] "boom 3"')
+})
+
+test_that("a misspelt artifact is told with a near one", {
+  script <- '
+metaflow("Misspelt") %>%
+  step(step = "start", r_function = function(self) self$result <- 1, next_step = "end") %>%
+  step(step = "end", r_function = function(self) print(self$reslt)) %>%
+  run()
+'
+  expect_match(paste(run_flow(script, "run")$out, collapse = "\n"), paste(
+    "Error: flow `Misspelt` has no artifact `reslt` in step `end`: set self$reslt here or in a step before.",
+    "Did you mean `result`?"
+  ), fixed = TRUE)
+})
+
+test_that("R's own allocation error ends the run with exit code 1", {
+  script <- '
+start <- function(self) {
+  big_matrix <- matrix(rexp(80000*80000), 80000)
+  self$sum <- sum(big_matrix)
+}
+metaflow("BigSumFlowR") %>%
+  step(decorator("resources", memory=60000, cpu=1), step = "start", r_function = start, next_step = "end") %>%
+  step(step = "end") %>%
+  run()
+'
+  result <- run_flow(script, "run", limit = 8000000L)
+  expect_equal(result$status, 1)
+  expect_true("[1/start/1 (pid N)]     Error: cannot allocate vector of size 47.7 Gb" %in% result$out)
+  expect_true("[1/start/1 (pid N)]       1. start(self)" %in% result$out)
+})
+
+test_that("quit() in a step is a failure, forked or not", {
+  script <- '
+metaflow("Quits") %>%
+  step(step = "start", r_function = function(self) quit(status = 0), next_step = "end") %>%
+  step(step = "end") %>%
+  run()
+'
+  for (method in c("fork", "spawn")) {
+    result <- run_flow(script, "run", env = c(FERROFLOW_START_METHOD = method))
+    expect_equal(result$status, 1)
+    expect_match(result$out, "step `start` ended by quit() instead of reaching its end", fixed = TRUE, all = FALSE)
+  }
+})
+
+test_that("what a task leaves open is written out", {
+  script <- '
+metaflow("Open") %>%
+  step(step = "start", r_function = function(self) { con <- file("out.txt", "w"); writeLines("kept", con); self$con <- NULL }, next_step = "end") %>%
+  step(step = "end", r_function = function(self) print(readLines("out.txt"))) %>%
+  run()
+'
+  expect_equal(printed(expect_done(run_flow(script, "run"))), '[1] "kept"')
+})
+
+test_that("warnings are shown when they happen", {
+  script <- '
+metaflow("Warns") %>%
+  step(step = "start", r_function = function(self) { warning("careful"); message("then") }, next_step = "end") %>%
+  step(step = "end") %>%
+  run()
+'
+  expect_equal(printed(expect_done(run_flow(script, "run"))), c("Warning in start(self) : careful", "then"))
+})
+
+test_that("a foreach over nothing fails, and is not tried again", {
+  script <- '
+metaflow("Nothing") %>%
+  step(step = "start", r_function = function(self) self$items <- list(), next_step = "a", foreach = "items", retry(times = 2)) %>%
+  step(step = "a", next_step = "j") %>%
+  step(step = "j", join = TRUE, next_step = "end") %>%
+  step(step = "end") %>%
+  run()
+'
+  result <- run_flow(script, "run")
+  expect_equal(result$status, 1)
+  told <- grep("Error: the foreach of step `start` over `items` has zero items", result$out, fixed = TRUE)
+  expect_length(told, 1)
+})
+
+test_that("timeouts, a killed task and a killed engine leave nothing behind", {
+  slow <- '
+metaflow("Slow") %>%
+  step(step = "start", r_function = function(self) { cat(Sys.getpid(), "\\n", file = "pid"); Sys.sleep(60) }, next_step = "end"%s) %>%
+  step(step = "end") %>%
+  run()
+'
+  limited <- run_flow(sub("%s", ', decorator("timeout", seconds = 1)', slow, fixed = TRUE), "run")
+  expect_equal(limited$status, 1)
+  expect_match(limited$out, "Error: step `start` ran for more than 1 second, its time limit", fixed = TRUE, all = FALSE)
+
+  for (victim in c("task", "engine")) {
+    folder <- new_folder()
+    pid_file <- file.path(folder, "pid")
+    writeLines(c("library(metaflow)", sub("%s", "", slow, fixed = TRUE)), file.path(folder, "flow.R"))
+    command <- sprintf("cd %s; R_LIBS=%s Rscript flow.R run >out 2>&1 & echo $! > engine", shQuote(folder),
+      paste(.libPaths(), collapse = ":"))
+    system2("sh", c("-c", shQuote(command)), wait = FALSE)
+    wait_for(function() file.exists(pid_file) && length(readLines(pid_file)) > 0)
+    task <- as.integer(trimws(readLines(pid_file)))
+    engine <- as.integer(readLines(file.path(folder, "engine")))
+    tools::pskill(if (victim == "task") task else engine, 9)
+    wait_for(function() !dir.exists(file.path("/proc", task)) && !dir.exists(file.path("/proc", engine)))
+    wait_for(function() !folder %in% Sys.readlink(Sys.glob("/proc/[0-9]*/cwd")))
+    if (victim == "task") {
+      expect_match(readLines(file.path(folder, "out")), "Task failed|killed|SIGKILL", all = FALSE)
+    } else {
+      with_client(folder, expect_false(new_run("Slow/1")$successful))
+    }
+  }
+})

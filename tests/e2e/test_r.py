@@ -1,0 +1,135 @@
+"""Runs of R flows read from Python, and of Python flows from R; everything else about R is tested in
+R (r/tests)."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+
+R_FLOW = """
+library(metaflow)
+start <- function(self) {
+  self$number <- 5
+  self$numbers <- c(1.5, NA, 3)
+  self$nested <- list(a = 1L, b = list("x", TRUE, NULL))
+  self$matrix <- matrix(1:6, 2)
+  self$many <- as.numeric(1:20000)
+  self$frame <- data.frame(
+    i = c(1L, NA), c = c("x", NA), f = factor(c("u", "v")), d = as.Date("2020-01-01") + 0:1,
+    l = c(TRUE, FALSE)
+  )
+  self$model <- lm(dist ~ speed, cars)
+  self$raw <- as.raw(1:3)
+}
+metaflow("FromR") %>%
+  step(step = "start", r_function = start, next_step = "end") %>%
+  step(step = "end") %>%
+  run()
+"""
+
+PYTHON_FLOW = """
+class FromPython(FlowSpec):
+    @step
+    def start(self):
+        self.numbers = [1, 2, 3]
+        self.nested = {"x": [1.5, 2], "y": None, "z": {"k": "v"}}
+        self.mixed = [1, "a"]
+        self.wide = 2**40
+        self.raw = b"ab"
+        self.own = {1, 2}
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def rscript(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    library = harness.REPOSITORY / ".venv" / "r-library"
+    values = harness.environment(folder, {"R_LIBS": os.environ.get("R_LIBS", str(library))})
+    return subprocess.run(
+        ["Rscript", *arguments],
+        cwd=folder,
+        env=values,
+        capture_output=True,
+        text=True,
+        timeout=harness.DEADLINE,
+        check=False,
+    )
+
+
+def from_python(folder: Path, code: str) -> list[str]:
+    return harness.client(folder, f"namespace(None)\n{code}")
+
+
+@pytest.fixture(scope="module")
+def r_run(tmp_path_factory: Any) -> Path:
+    folder: Path = tmp_path_factory.mktemp("from_r")
+    (folder / "flow.R").write_text(R_FLOW)
+    done = rscript(folder, "flow.R", "run")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_python_reads_what_r_stored(r_run: Path) -> None:
+    shown = from_python(
+        r_run,
+        "d = Run('FromR/1')['start'].task.data\n"
+        "print(repr(d.number), d.numbers, d.nested, d.raw, type(d.model).__name__)\n"
+        "print(d.matrix.tolist(), d.many.sum(), d.many.dtype)\n"
+        "print(d.frame['i'].isna().tolist(), d.frame['f'].tolist(), d.frame['l'].tolist())\n"
+        "print(str(d.frame['d'][1].date()), d.frame['c'][0], list(d.frame.columns))\n"
+        "print(Run('FromR/1').successful)",
+    )
+    assert shown == [
+        "5.0 [1.5, None, 3.0] {'a': 1, 'b': ['x', True, None]} b'\\x01\\x02\\x03' bytes",
+        "[[1, 3, 5], [2, 4, 6]] 200010000.0 float64",
+        "[False, True] ['u', 'v'] [True, False]",
+        "2020-01-02 x ['i', 'c', 'f', 'd', 'l']",
+        "True",
+    ]
+
+
+def test_r_values_need_neither_numpy_nor_pandas(r_run: Path) -> None:
+    shown = from_python(
+        r_run,
+        "import sys\nsys.modules['numpy'] = sys.modules['pandas'] = None\n"
+        "d = Run('FromR/1')['start'].task.data\n"
+        "print(d.matrix, len(d.many))\nprint({k: v for k, v in d.frame.items() if k != 'd'})",
+    )
+    assert shown == [
+        "[1, 2, 3, 4, 5, 6] 20000",
+        "{'i': [1, None], 'c': ['x', None], 'f': ['u', 'v'], 'l': [True, False]}",
+    ]
+
+
+def test_r_reads_what_python_stored(tmp_path: Path) -> None:
+    harness.run_flow(tmp_path, harness.write_flow(tmp_path, PYTHON_FLOW), "run").ok()
+    code = """
+library(metaflow)
+set_namespace(NULL)
+run <- new_run("FromPython/1")
+for (name in c("numbers", "nested", "mixed", "wide", "raw")) str(run$artifact(name))
+cat(tryCatch(run$artifact("own"), error = conditionMessage), "\\n")
+"""
+    done = rscript(tmp_path, "-e", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        " int [1:3] 1 2 3",
+        "List of 3",
+        " $ x: num [1:2] 1.5 2",
+        " $ y: NULL",
+        " $ z:List of 1",
+        '  ..$ k: chr "v"',
+        "List of 2",
+        " $ : int 1",
+        ' $ : chr "a"',
+        " num 1.1e+12",
+        " raw [1:2] 61 62",
+        "artifact `own` is a set that Python pickled; R reads plain values only: store it as text, "
+        "numbers, lists or dictionaries of these ",
+    ]
