@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import Result, client, run_flow, run_python, write_flow
-from parts import part
+from parts import azure_environment, google_environment, part
 from store_proxy import company_proxy, proxy
 
 pytestmark = pytest.mark.cluster
@@ -122,6 +122,35 @@ def test_no_bucket_is_told_truly_before_a_run(folder: Path, s3: dict[str, str]) 
         "s3:PutObject on the bucket `no-such-bucket-at-all`"
         in text
     ), text
+
+
+def test_the_other_clouds_say_what_is_wrong(folder: Path) -> None:
+    azure, google = azure_environment(folder), google_environment(folder)
+    wrong_key = "AAAA" + azure["AZURE_STORAGE_ACCOUNT_KEY"][4:]
+    cases = [
+        (
+            {**azure, "METAFLOW_DATASTORE_SYSROOT_AZURE": "nothere/x"},
+            "there is no container `nothere`; create it, or correct the datastore's root",
+        ),
+        (
+            {**azure, "AZURE_STORAGE_ACCOUNT_KEY": wrong_key},
+            "right and allow Storage Blob Data Contributor on the container `",
+        ),
+        (
+            {**google, "METAFLOW_DATASTORE_SYSROOT_GS": "gs://nothere/x"},
+            "there is no bucket `nothere`; create it, or correct the datastore's root",
+        ),
+        (
+            {**google, "GOOGLE_SERVICE_ACCOUNT": "/no/file.json"},
+            "the file of credentials for Google Cloud cannot be read: GOOGLE_SERVICE_ACCOUNT names "
+            "`/no/file.json`: No such file or directory",
+        ),
+    ]
+    for env, told in cases:
+        result = run_flow(folder, FLOW, "run", env=env).exited(1)
+        text = sentence(result)
+        assert told in text and "run-id" not in text, text
+        assert result.seconds < 10
 
 
 def test_nothing_half_written_is_left_by_killed_writers(folder: Path, s3: dict[str, str]) -> None:

@@ -173,6 +173,15 @@ fn azure_account(endpoint: &str) -> Option<&str> {
 }
 
 fn connect_gs(remote: &Remote, patience: Patience) -> Result<Client, ObjectError> {
+    for variable in ["GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_APPLICATION_CREDENTIALS"] {
+        if let Some(file) = aws::environment(variable)
+            && let Err(error) = std::fs::metadata(&file)
+        {
+            return Err(ObjectError::Denied(format!(
+                "the file of credentials for Google Cloud cannot be read: {variable} names `{file}`: {error}"
+            )));
+        }
+    }
     let given = remote.options.get("endpoint").cloned();
     let endpoint = given.or_else(|| aws::environment("STORAGE_EMULATOR_HOST"));
     let mut builder = GoogleCloudStorageBuilder::from_env()

@@ -54,10 +54,13 @@ pub(super) fn told(remote: &Remote, doing: Doing, key: &str, error: &object_stor
     let status = answer(error).map(|(status, _)| status);
     let bucket = remote.kind.bucket_word();
     match error {
-        _ if says_no_bucket(error) => ObjectError::NotFound(format!(
-            "cannot {verb} `{url}`: there is no {bucket} `{}`; create it, or correct the datastore's root",
-            remote.bucket
-        )),
+        // Nothing else can be missing where something is written.
+        _ if says_no_bucket(error) || (doing == Doing::Write && matches!(error, Error::NotFound { .. })) => {
+            ObjectError::NotFound(format!(
+                "cannot {verb} `{url}`: there is no {bucket} `{}`; create it, or correct the datastore's root",
+                remote.bucket
+            ))
+        }
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => denied(remote, doing, &url, error),
         Error::NotFound { .. } => ObjectError::NotFound(format!("cannot {verb} `{url}`: there is no such object")),
         _ if matches!(status, Some(400 | 401 | 403)) && says_bad_credentials(error) => {
