@@ -56,6 +56,15 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Option<(Service, B
     Ok(Some((service, settings)))
 }
 
+/// Says which run the layer's jobs are of.
+pub fn identify(context: &Context, settings: &mut BatchSettings, run: &RunId, created_at: i64) -> Result<(), Failure> {
+    settings.identity.run = run.clone();
+    settings.identity.metadata = datastore::scope(&context.root)?;
+    settings.identity.created_at = created_at;
+    settings.kill_command = format!("{} batch kill --run-id {run}", context.hello.command());
+    Ok(())
+}
+
 /// What the steps ask for.
 fn asked(context: &Context, graph: &Graph) -> Result<Asked, Failure> {
     let configured = configured(&context.config.lookup);

@@ -100,6 +100,7 @@ impl From<MetadataError> for Failure {
         let headline = match error {
             MetadataError::NotFound(_) => "Object not found",
             MetadataError::Refused(_) => "Tagging error",
+            MetadataError::TakenOver(_) => "Run taken over",
             MetadataError::Unavailable(_) => "Data store error",
         };
         Self::new(headline, error.to_string())

@@ -19,6 +19,7 @@ use ferroflow_core::task::StoreLocation;
 use ferroflow_store::remote::access::RemoteObjects;
 use serde_json::Map;
 
+use crate::adoption::LeftBehind;
 use crate::batch;
 use crate::commands::active_tasks;
 use crate::config::Lookup;
@@ -27,7 +28,7 @@ use crate::datastore;
 use crate::remote;
 use crate::report::Failure;
 
-const HEADLINE: &str = "Kubernetes error";
+pub const HEADLINE: &str = "Kubernetes error";
 /// A run must not start, or be refused, later than this.
 const ADMISSION: Duration = Duration::from_secs(5);
 
@@ -36,13 +37,15 @@ const ADMISSION: Duration = Duration::from_secs(5);
 pub struct Plan {
     kubernetes: Option<(Cluster, KubernetesSettings)>,
     batch: Option<(Service, BatchSettings)>,
+    /// Earlier runs whose remote tasks this run goes on with.
+    adopted: Vec<LeftBehind>,
 }
 
 /// Finds the layers that steps ask for and asks them whether the steps can run there.
 pub async fn plan(context: &Context, graph: &Graph) -> Result<Plan, Failure> {
     refuse_remote_r(context, graph)?;
     let (kubernetes, batch) = tokio::join!(kubernetes(context, graph), batch::plan(context, graph));
-    Ok(Plan { kubernetes: kubernetes?, batch: batch? })
+    Ok(Plan { kubernetes: kubernetes?, batch: batch?, adopted: Vec::new() })
 }
 
 fn refuse_remote_r(context: &Context, graph: &Graph) -> Result<(), Failure> {
@@ -101,7 +104,8 @@ fn configured(lookup: &Lookup) -> BTreeMap<String, String> {
     names.chain([CONTAINER_REGISTRY]).filter_map(|name| Some((name.to_owned(), lookup.value(name)?))).collect()
 }
 
-fn kubernetes_settings(context: &Context, graph: &Graph) -> Result<KubernetesSettings, Failure> {
+/// What the steps of a graph that run on Kubernetes ask for; which run it is comes later.
+pub fn kubernetes_settings(context: &Context, graph: &Graph) -> Result<KubernetesSettings, Failure> {
     let configured = configured(&context.config.lookup);
     let mut steps = HashMap::new();
     for step in graph.steps.iter().filter(|s| s.policy.layer == Some("kubernetes")) {
@@ -138,6 +142,21 @@ fn kubernetes_settings(context: &Context, graph: &Graph) -> Result<KubernetesSet
     })
 }
 
+/// Says which run the layer's objects are of.
+pub fn identify(
+    context: &Context,
+    settings: &mut KubernetesSettings,
+    run: &RunId,
+    created_at: i64,
+) -> Result<(), Failure> {
+    settings.identity.run = run.clone();
+    settings.identity.metadata = datastore::scope(&context.root)?;
+    settings.identity.created_at = created_at;
+    let namespaces = settings.steps.values().map(|options| options.namespace.as_str()).collect();
+    settings.kill_command = active_tasks::kubernetes::kill_command(context, &namespaces, run);
+    Ok(())
+}
+
 /// A registered run.
 pub struct Registered<'a> {
     pub run: &'a RunId,
@@ -146,6 +165,16 @@ pub struct Registered<'a> {
 }
 
 impl Plan {
+    /// The same, going on with what earlier runs left behind.
+    pub fn adopting(self, adopted: Vec<LeftBehind>) -> Self {
+        Self { adopted, ..self }
+    }
+
+    /// The runs that are to be taken over.
+    pub fn taken(&self) -> Vec<RunId> {
+        self.adopted.iter().map(|left| left.run().clone()).collect()
+    }
+
     /// The layer that carries the run out: this machine, and what the steps ask for.
     pub fn layer(
         self,
@@ -158,31 +187,32 @@ impl Plan {
         let settings =
             LocalSettings { spawn: context.config.spawn, learn_imports: context.config.learn_imports, environments };
         let local = Arc::new(LocalLayer::new(context.front_end.clone(), settings, events.clone()));
+        let mut adopters = Vec::new();
+        for left in self.adopted {
+            adopters.extend(left.layers(context, of.run, events)?);
+        }
         if self.kubernetes.is_none() && self.batch.is_none() {
-            return Ok(local);
+            return Ok(if adopters.is_empty() {
+                local
+            } else {
+                Arc::new(RoutingLayer::new(local, Vec::new()).adopting(adopters))
+            });
         }
         let remote = remote_tasks(context, of, events)?;
-        let identity = |of_layer: RunIdentity| -> Result<RunIdentity, Failure> {
-            let metadata = datastore::scope(&context.root)?;
-            Ok(RunIdentity { run: of.run.clone(), metadata, created_at: of.created_at, ..of_layer })
-        };
         let mut layers: Vec<(Arc<dyn ComputeLayer>, Vec<StepName>)> = Vec::new();
         if let Some((cluster, mut settings)) = self.kubernetes {
-            settings.identity = identity(settings.identity)?;
-            let namespaces = settings.steps.values().map(|options| options.namespace.as_str()).collect();
-            settings.kill_command = active_tasks::kubernetes::kill_command(context, &namespaces, of.run);
+            identify(context, &mut settings, of.run, of.created_at)?;
             let steps = settings.steps.keys().cloned().collect();
             let layer = KubernetesLayer::new(cluster, settings, remote.clone(), events.clone());
             layers.push((Arc::new(layer), steps));
         }
         if let Some((service, mut settings)) = self.batch {
-            settings.identity = identity(settings.identity)?;
-            settings.kill_command = format!("{} batch kill --run-id {}", context.hello.command(), of.run);
+            batch::identify(context, &mut settings, of.run, of.created_at)?;
             let steps = settings.steps.keys().cloned().collect();
             let layer = BatchLayer::new(service, settings, remote, events.clone());
             layers.push((Arc::new(layer), steps));
         }
-        Ok(Arc::new(RoutingLayer::new(local, layers)))
+        Ok(Arc::new(RoutingLayer::new(local, layers).adopting(adopters)))
     }
 }
 

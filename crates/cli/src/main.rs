@@ -1,6 +1,7 @@
 //! The `metaflow` command. Started by a flow (`metaflow flow --socket-fd N`) it is the engine of that
 //! flow's command line; typed by a user it tells what it is.
 
+mod adoption;
 mod arguments;
 mod batch;
 mod checks;

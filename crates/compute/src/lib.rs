@@ -3,6 +3,7 @@
 //! run machine's work and recording what became of it the engine's; neither belongs here.
 
 pub mod admission;
+pub mod adoption;
 pub mod batch;
 pub mod conformance;
 pub mod frontend;

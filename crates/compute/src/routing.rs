@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ferroflow_core::id::{AttemptId, StepName};
-use ferroflow_core::port::{ComputeLayer, Later, StopSignal};
+use ferroflow_core::id::{AttemptId, RunId, StepName};
+use ferroflow_core::port::{Adoption, ComputeLayer, Later, StopSignal};
 use ferroflow_core::task::TaskLaunch;
 
 /// Sends tasks on. All layers share the event sink.
@@ -15,7 +15,9 @@ pub struct RoutingLayer {
     remote: Vec<Arc<dyn ComputeLayer>>,
     /// Index into `remote` by step; steps that are missing run locally.
     routes: HashMap<StepName, usize>,
-    /// Attempts that went to a remote layer; forgotten when they are stopped for good or the
+    /// Layers of other runs, by run and by the layer's name: they follow what those runs left behind.
+    adopters: Vec<(RunId, Arc<dyn ComputeLayer>)>,
+    /// Attempts that went to a remote layer (those of `adopters` come after `remote`); forgotten when they are stopped for good or the
     /// task's next attempt is submitted.
     went: Mutex<HashMap<AttemptId, usize>>,
 }
@@ -29,7 +31,17 @@ impl RoutingLayer {
             routes.extend(steps.into_iter().map(|step| (step, layers.len())));
             layers.push(layer);
         }
-        Self { local, remote: layers, routes, went: Mutex::default() }
+        Self { local, remote: layers, routes, adopters: Vec::new(), went: Mutex::default() }
+    }
+
+    /// The same, able to take up what the engines of other runs left behind.
+    pub fn adopting(self, adopters: Vec<(RunId, Arc<dyn ComputeLayer>)>) -> Self {
+        Self { adopters, ..self }
+    }
+
+    /// All layers but the local one, in the order that `went` counts.
+    fn elsewhere(&self) -> impl Iterator<Item = &Arc<dyn ComputeLayer>> {
+        self.remote.iter().chain(self.adopters.iter().map(|(_, layer)| layer))
     }
 
     fn route(&self, launch: &TaskLaunch) -> Option<usize> {
@@ -62,7 +74,7 @@ impl ComputeLayer for RoutingLayer {
     }
 
     fn stop(&self, attempts: &[AttemptId], signal: StopSignal) {
-        let mut by_layer: Vec<Vec<AttemptId>> = vec![Vec::new(); self.remote.len()];
+        let mut by_layer: Vec<Vec<AttemptId>> = vec![Vec::new(); self.remote.len() + self.adopters.len()];
         let mut local = Vec::new();
         {
             let went = self.went.lock().unwrap_or_else(PoisonError::into_inner);
@@ -73,7 +85,7 @@ impl ComputeLayer for RoutingLayer {
                 }
             }
         }
-        for (layer, ids) in self.remote.iter().zip(&by_layer).filter(|(_, ids)| !ids.is_empty()) {
+        for (layer, ids) in self.elsewhere().zip(&by_layer).filter(|(_, ids)| !ids.is_empty()) {
             layer.stop(ids, signal);
         }
         if !local.is_empty() {
@@ -84,7 +96,28 @@ impl ComputeLayer for RoutingLayer {
     fn shut_down(&self) -> Later<'_, ()> {
         Box::pin(async {
             // All at once: each may take seconds. The local one last only in the list.
-            let ends = self.remote.iter().map(|layer| layer.shut_down()).chain([self.local.shut_down()]);
+            let ends = self.elsewhere().map(|layer| layer.shut_down()).chain([self.local.shut_down()]);
+            futures_util::future::join_all(ends).await;
+        })
+    }
+
+    fn outlives_engine(&self, launch: &TaskLaunch) -> bool {
+        self.route(launch).is_some_and(|index| self.remote[index].outlives_engine(launch))
+    }
+
+    fn adopt(&self, adoption: Adoption) -> bool {
+        let found =
+            self.adopters.iter().position(|(run, layer)| *run == adoption.run && layer.name() == adoption.layer);
+        let Some(index) = found else { return false };
+        let mut went = self.went.lock().unwrap_or_else(PoisonError::into_inner);
+        went.extend(adoption.id.map(|id| (id, self.remote.len() + index)));
+        drop(went);
+        self.adopters[index].1.adopt(adoption)
+    }
+
+    fn let_go(&self) -> Later<'_, ()> {
+        Box::pin(async {
+            let ends = self.elsewhere().map(|layer| layer.let_go()).chain([self.local.shut_down()]);
             futures_util::future::join_all(ends).await;
         })
     }

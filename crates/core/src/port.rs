@@ -4,9 +4,9 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::id::{AttemptId, RunId};
+use crate::id::{AttemptId, RunId, StepName};
 use crate::metadata::{NewRun, Record, RunRow, TaskRow};
-use crate::task::{AttemptReport, Cause, Millis, TaskLaunch};
+use crate::task::{AttemptReport, Cause, Millis, TaskLaunch, TaskOutcome};
 use crate::wire::TerminationMessage;
 
 /// A boxed future, so that ports stay object-safe without a runtime in this crate.
@@ -83,11 +83,32 @@ pub trait EventSink: Send + Sync {
         let _ = (id, name, value);
     }
 
+    /// Another engine has taken the run (or a run it adopts tasks of) over: this one must stop and
+    /// leave everything to the other. `text` says who.
+    fn taken_over(&self, text: String) {
+        let _ = text;
+    }
+
     /// Completes when there is room for more log lines. A layer waits for it before it reads
     /// more of a task's output, so that a flood fills the task's pipe and not our memory.
     fn ready(&self) -> Later<'_, ()> {
         Box::pin(async {})
     }
+}
+
+/// An attempt that an engine before this one had submitted to a remote layer, and that outlived it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adoption {
+    /// What it is in this run; `None` when this run has no use for it: then it is stopped, and
+    /// nothing is told of it.
+    pub id: Option<AttemptId>,
+    pub step: StepName,
+    /// The run, and the attempt in it, as which it was submitted. A layer made for that run tells
+    /// its events under `attempt`; `compute::adoption` translates.
+    pub run: RunId,
+    pub attempt: AttemptId,
+    /// The layer that it was submitted to.
+    pub layer: String,
 }
 
 /// A place where tasks run. `submit` and `stop` return at once; what became of them comes as
@@ -100,6 +121,24 @@ pub trait ComputeLayer: Send + Sync {
     fn stop(&self, attempts: &[AttemptId], signal: StopSignal);
     /// Ends the layer: nothing it started is alive when the future completes.
     fn shut_down(&self) -> Later<'_, ()>;
+    /// Whether a task goes on when this engine dies. It is submitted only once the record of that
+    /// intent is kept, so that the next engine looks for it.
+    fn outlives_engine(&self, launch: &TaskLaunch) -> bool {
+        let _ = launch;
+        false
+    }
+    /// Follows an attempt that an engine before this one submitted, as if it were submitted now; the
+    /// events are the same. `Lost` when nothing of it is there, not even how it ended. `false`: this
+    /// layer's tasks end with their engine, and nothing is told.
+    fn adopt(&self, adoption: Adoption) -> bool {
+        let _ = adoption;
+        false
+    }
+    /// Ends the layer for an engine that lost its run to another: what outlives an engine is left
+    /// as it is, the rest is stopped.
+    fn let_go(&self) -> Later<'_, ()> {
+        self.shut_down()
+    }
     /// How many tasks make sense at once here (local: processors this process may use).
     fn capacity(&self) -> usize;
 }
@@ -131,6 +170,31 @@ pub trait ObjectAccess: Send + Sync {
     fn put<'a>(&'a self, key: &'a str, data: Vec<u8>, only_if_absent: bool) -> Later<'a, Result<bool, ObjectError>>;
     /// The bytes from `from` on; `None` when there is no such object.
     fn get_from<'a>(&'a self, key: &'a str, from: u64) -> Later<'a, Result<Option<Vec<u8>>, ObjectError>>;
+    /// An object and its version, which `replace` takes.
+    fn get_versioned<'a>(&'a self, key: &'a str) -> Later<'a, Result<Option<(Vec<u8>, String)>, ObjectError>> {
+        Box::pin(async move { Ok(self.get_from(key, 0).await?.map(|data| (data, String::new()))) })
+    }
+    /// Writes an object if it still has that version (`None`: if there is none) and returns its new
+    /// one; `None` when somebody else was faster. Stores without conditional writes always write.
+    fn replace<'a>(
+        &'a self,
+        key: &'a str,
+        data: Vec<u8>,
+        version: Option<&'a str>,
+    ) -> Later<'a, Result<Option<String>, ObjectError>> {
+        Box::pin(async move { Ok(self.put(key, data, version.is_none()).await?.then(String::new)) })
+    }
+    /// The outcome that an attempt's pack keeps; `None` when there is no pack.
+    fn outcome<'a>(
+        &'a self,
+        flow: &'a str,
+        run: &'a RunId,
+        step: &'a str,
+        id: AttemptId,
+    ) -> Later<'a, Result<Option<TaskOutcome>, ObjectError>> {
+        let _ = (flow, run, step, id);
+        Box::pin(async { Ok(None) })
+    }
     /// Everything below a prefix, in order of keys.
     fn list<'a>(&'a self, prefix: &'a str) -> Later<'a, Result<Vec<ObjectEntry>, ObjectError>>;
     /// An address from which anybody can read the object with plain HTTP GET for a while.
@@ -197,6 +261,16 @@ pub trait RemoteTasks: Send + Sync {
         let _ = id;
         Box::pin(async { Ok(None) })
     }
+    /// Takes an attempt up that an engine before this one started: `follow` and `drained` know it
+    /// from then on, and its run's lease is renewed.
+    fn adopt(&self, step: &StepName, id: AttemptId) {
+        let _ = (step, id);
+    }
+    /// How an attempt ended as far as the store knows, for when its container cannot be asked.
+    fn kept_report(&self, id: AttemptId) -> Later<'_, Option<AttemptReport>> {
+        let _ = id;
+        Box::pin(async { None })
+    }
 }
 
 /// Why the metadata store did not do as asked.
@@ -208,6 +282,9 @@ pub enum MetadataError {
     /// The request breaks a rule (tags); no retry helps.
     #[error("{0}")]
     Refused(String),
+    /// Another engine has taken the run over, or still carries it out: hands off.
+    #[error("{0}")]
+    TakenOver(String),
     /// The store cannot be read or written (disk full, locked for too long, corrupt).
     #[error("{0}")]
     Unavailable(String),
@@ -218,7 +295,14 @@ pub enum MetadataError {
 pub trait MetadataStore: Send + Sync {
     /// Registers a run and returns its id.
     fn create_run(&self, run: &NewRun) -> Result<RunId, MetadataError>;
-    /// Writes a batch in one transaction.
+    /// Registers a run that goes on with remote tasks of other runs, and takes those runs over from
+    /// their engines: all of it, or `TakenOver` and nothing when one of them is still carried out.
+    fn create_run_from(&self, run: &NewRun, taken: &[RunId]) -> Result<RunId, MetadataError> {
+        let _ = taken;
+        self.create_run(run)
+    }
+    /// Writes a batch in one transaction. `TakenOver` when this engine had registered the run and
+    /// another has taken it over since; `heartbeat` says so too.
     fn record(&self, flow: &str, run: &RunId, records: &[Record]) -> Result<(), MetadataError>;
     /// Says that the engine is alive.
     fn heartbeat(&self, flow: &str, run: &RunId, at: Millis) -> Result<(), MetadataError>;

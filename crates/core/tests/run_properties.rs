@@ -12,7 +12,7 @@ use ferroflow_core::metadata::{DataRef, RunState, TaskRecord};
 use ferroflow_core::run::{Event, ResumePlan, RunSettings};
 use ferroflow_core::task::{AttemptState, Cause, CauseKind, TaskLaunch};
 use ferroflow_testkit::shapes::{self, Shape};
-use ferroflow_testkit::world::{World, caught, exited, gang, killed, raised, settings, split, succeeded};
+use ferroflow_testkit::world::{World, exited, gang, killed, raised, settings, split, succeeded};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -189,20 +189,32 @@ fn path_of(launch: &TaskLaunch) -> Vec<u64> {
 
 /// What an attempt that goes well reports.
 fn well(world: &World, choices: &Choices, launch: &TaskLaunch) -> ferroflow_core::task::AttemptReport {
+    let index = world.graph.step(launch.spec.step.as_str()).expect("a step");
+    let mut report = well_as(world, choices, index, &path_of(launch), world.records[&launch.id.task].iteration);
+    let splits = matches!(world.graph.steps[index].kind, StepKind::Foreach { .. } | StepKind::Switch { .. });
+    if launch.spec.fallback && !splits {
+        report.outcome.as_mut().expect("it went well").success = false;
+    }
+    report
+}
+
+fn well_as(
+    world: &World,
+    choices: &Choices,
+    index: StepIndex,
+    path: &[u64],
+    iteration: u32,
+) -> ferroflow_core::task::AttemptReport {
     let graph = &world.graph;
-    let index = graph.step(launch.spec.step.as_str()).expect("a step");
     let step = &graph.steps[index];
     let names: Vec<&str> = step.children.iter().map(|c| graph.steps[*c].name.as_str()).collect();
-    let path = path_of(launch);
     match step.kind {
-        StepKind::Foreach { .. } => split(names[0], choices.splits(index, &path)),
-        StepKind::Parallel => gang(names[0], choices.splits(index, &path)),
+        StepKind::Foreach { .. } => split(names[0], choices.splits(index, path)),
+        StepKind::Parallel => gang(names[0], choices.splits(index, path)),
         StepKind::Switch { .. } => {
-            let iteration = world.records[&launch.id.task].iteration;
-            let way = choices.way(graph, index, &path, iteration);
+            let way = choices.way(graph, index, path, iteration);
             succeeded(&[graph.steps[way].name.as_str()])
         }
-        _ if launch.spec.fallback => caught(&names),
         _ => succeeded(&names),
     }
 }
@@ -361,6 +373,105 @@ proptest! {
             prop_assert!(!again[graph.step(record.step.as_str()).expect("a step")]);
         }
         assert_as_modelled(&second, "2", &Model::of(&graph, &case.choices));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Engines die, twice, at any moment; what they left on a remote layer goes on, ends well or badly,
+    /// or is gone. Whatever ended well is not run again.
+    #[test]
+    fn what_dead_engines_left_behind_is_adopted(
+        case in case(fate()),
+        turns in 0..40_usize,
+        again in 0..20_usize,
+        ends in prop::collection::vec((0..4_u32, any::<prop::sample::Index>()), 1..20),
+    ) {
+        let graph = Arc::new(Graph::build(on_kubernetes(decorated(case.shape.flow()))).expect("shapes are valid"));
+        let mut first = start(&case, &graph, "1", None);
+        play(&mut first, &case, turns);
+        let mut done = ok_names(&first);
+
+        let plan = ResumePlan { origin_run: RunId::from("1"), tasks: first.rows_after_a_crash("1"), rerun_from: None };
+        let mut second = start(&case, &graph, "2", Some(plan));
+        second.run.check_invariants();
+        // Fallbacks run on the engine's machine, and a gang only starts as a whole.
+        let there = |gang: bool| {
+            let meant = |launch: &&TaskLaunch| !launch.spec.fallback && launch.spec.gang.is_some() == gang;
+            first.out.values().filter(meant).count()
+        };
+        prop_assert_eq!(second.adopted.len(), there(false), "everything that was out is adopted");
+        prop_assert_eq!(second.unwanted.len(), there(true));
+        end_adopted(&mut second, &case, &ends[..ends.len() / 2], &mut done);
+        play(&mut second, &case, again);
+        assert_ran_only_new(&second, &done);
+        let done_since = ok_names(&second);
+        prop_assert!(done_since.is_superset(&done), "nothing that was done is lost");
+
+        let plan = ResumePlan { origin_run: RunId::from("2"), tasks: second.rows_after_a_crash("2"), rerun_from: None };
+        let mut third = start(&case, &graph, "3", Some(plan));
+        let mut done = done_since;
+        while !third.adopted.is_empty() {
+            end_adopted(&mut third, &case, &ends, &mut done);
+        }
+        finish(&mut third, &case);
+        prop_assert_eq!(third.end.as_ref().map(|e| e.state), Some(RunState::Done));
+        assert_ran_only_new(&third, &done);
+        assert_as_modelled(&third, "3", &Model::of(&graph, &case.choices));
+        third.run.check_invariants();
+    }
+}
+
+fn on_kubernetes(mut flow: Flow) -> Flow {
+    for step in &mut flow.steps {
+        step.decorators.push(ferroflow_core::ir::Decorator {
+            name: "kubernetes".into(),
+            attributes: Default::default(),
+            file: None,
+            line: 0,
+            in_source: true,
+        });
+        // Retries on a remote layer wait; time does not pass here.
+        let retry = step.decorators.iter_mut().find(|decorator| decorator.name == "retry");
+        retry.expect("every step has it").attributes.insert("minutes_between_retries".into(), json!(0));
+    }
+    flow
+}
+
+/// Some turns of a run whose engine is then killed, so to say.
+fn play(world: &mut World, case: &Case, turns: usize) {
+    for at in 0..turns {
+        if world.end.is_some() || world.out.is_empty() {
+            return;
+        }
+        turn(world, case, at);
+    }
+}
+
+/// Some adopted attempts end: well, by an exception, by a signal, or nothing of them is found.
+fn end_adopted(world: &mut World, case: &Case, ends: &[(u32, prop::sample::Index)], done: &mut BTreeSet<Name>) {
+    for (how, pick) in ends {
+        let ids: Vec<AttemptId> = world.adopted.keys().copied().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let id = ids[pick.index(ids.len())];
+        let record = world.records[&id.task].clone();
+        match how {
+            0 | 1 => {
+                let step = world.graph.step(record.step.as_str()).expect("a step");
+                let report = well_as(world, &case.choices, step, &record.foreach_path, record.iteration);
+                world.run_task(id, report);
+                done.insert((step, record.foreach_path, record.iteration));
+            }
+            2 => world.run_task(id, raised("ValueError", "unlucky")),
+            _ => {
+                world.adopted.remove(&id);
+                world.on(Event::Lost { id, cause: Cause::new(CauseKind::LayerError, "gone") });
+            }
+        }
+        world.run.check_invariants();
     }
 }
 

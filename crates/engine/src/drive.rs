@@ -9,11 +9,12 @@ use ferroflow_core::port::{
     ComputeLayer, EventSink, Later, LayerEvent, LogPlace, LogStore, MetadataError, MetadataStore,
 };
 use ferroflow_core::run::{Action, Event, Line, Message, Run, RunEnd};
-use ferroflow_core::task::Millis;
+use ferroflow_core::task::{Cause, CauseKind, Millis};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::clock;
 use crate::console::{Console, Progress, TaskLabel, Tone};
+use crate::held::HeldOrders;
 use crate::output::{Backlog, Item, Output, size_of};
 use crate::recorder::Recorder;
 use crate::unstarted::Unstarted;
@@ -41,7 +42,8 @@ pub struct StopRequest {
     pub signal: String,
 }
 
-/// The run could not be carried to its end because records or logs could not be written.
+/// The run could not be carried to its end because records or logs could not be written, or (with
+/// `TakenOver`) because it is another engine's now.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unfinished(#[from] pub MetadataError);
@@ -61,6 +63,7 @@ pub struct Letters {
 enum Letter {
     Event(LayerEvent),
     Metadata { id: AttemptId, name: String, value: String },
+    TakenOver(String),
 }
 
 impl Mailbox {
@@ -84,6 +87,10 @@ impl EventSink for Mailbox {
         let _ = self.sender.send(Letter::Metadata { id, name, value });
     }
 
+    fn taken_over(&self, text: String) {
+        let _ = self.sender.send(Letter::TakenOver(text));
+    }
+
     fn ready(&self) -> Later<'_, ()> {
         Box::pin(self.backlog.room())
     }
@@ -101,12 +108,17 @@ pub async fn drive(
     let (failure_sender, mut failures) = unbounded_channel();
     let wants_progress = parts.console.wants_progress();
     let output = Output::start(parts.console, parts.logs, parts.max_log_size, backlog, failure_sender.clone());
-    let recorder = Recorder::start(parts.metadata, parts.flow.clone(), parts.run.clone(), failure_sender);
+    let taken_over = failure_sender.clone();
+    let (passed_sender, mut passed) = unbounded_channel();
+    let recorder =
+        Recorder::start(parts.metadata, parts.flow.clone(), parts.run.clone(), failure_sender, passed_sender);
     let mut driver = Driver {
         machine,
         layer: parts.layer.clone(),
         output,
         recorder,
+        held: HeldOrders::default(),
+        taken_over,
         flow: parts.flow,
         run: parts.run,
         labels: Vec::new(),
@@ -125,13 +137,17 @@ pub async fn drive(
             biased;
             Some(stop) = stops.recv() => driver.feed(Event::StopRequested { signal: stop.signal }),
             Some(error) = failures.recv() => failure = Some(error),
+            Some(barrier) = passed.recv() => driver.pass(barrier),
             Some(letter) = receiver.recv() => driver.open(letter),
             () = tokio::time::sleep(sleep) => driver.feed(Event::Tick),
             _ = redraw.tick(), if wants_progress => driver.show_progress(),
         }
     }
     // A layer that ends may still tell of its tasks' last lines.
-    parts.layer.shut_down().await;
+    match failure {
+        Some(MetadataError::TakenOver(_)) => parts.layer.let_go().await,
+        _ => parts.layer.shut_down().await,
+    }
     while let Ok(letter) = receiver.try_recv() {
         driver.take_last(letter);
     }
@@ -154,6 +170,9 @@ struct Driver {
     layer: Arc<dyn ComputeLayer>,
     output: Output,
     recorder: Recorder,
+    held: HeldOrders,
+    /// Ends the loop.
+    taken_over: UnboundedSender<MetadataError>,
     flow: String,
     run: RunId,
     /// Step and process of each submitted task, by task id.
@@ -167,6 +186,18 @@ impl Driver {
         match letter {
             Letter::Event(event) => self.take(event),
             Letter::Metadata { id, name, value } => self.record_metadata(id, name, value),
+            Letter::TakenOver(text) => {
+                // The receiver is in the loop that calls this.
+                let _ = self.taken_over.send(MetadataError::TakenOver(text));
+            }
+        }
+    }
+
+    /// Everything up to a barrier is recorded.
+    fn pass(&mut self, barrier: u64) {
+        for id in self.held.pass(barrier, &*self.layer) {
+            let text = "this run has no layer that could look for it";
+            self.feed(Event::Lost { id, cause: Cause::new(CauseKind::LayerError, text) });
         }
     }
 
@@ -192,7 +223,9 @@ impl Driver {
                     _ => None,
                 };
                 self.feed(event);
-                if let Some(place) = finished.and_then(|id| self.place(id)) {
+                let Some(id) = finished else { return };
+                self.held.ended(id);
+                if let Some(place) = self.place(id) {
                     self.output.send(Item::CloseLog(place));
                 }
             }
@@ -209,6 +242,7 @@ impl Driver {
                 }
             }
             Letter::Metadata { id, name, value } => self.record_metadata(id, name, value),
+            Letter::TakenOver(_) => {}
         }
     }
 
@@ -246,7 +280,8 @@ impl Driver {
     fn pass_on(&self, event: LayerEvent) {
         match event {
             LayerEvent::Log { id, stream, at, lines } => {
-                if let (Some(place), Some(task)) = (self.place(id), self.label(id)) {
+                let place = self.place(id);
+                if let Some(task) = self.label(id) {
                     self.output.send(Item::Log { place, task, stream, at, lines });
                 }
             }
@@ -255,7 +290,11 @@ impl Driver {
         }
     }
 
+    /// Where its log is kept; an adopted task's is the other run's.
     fn place(&self, id: AttemptId) -> Option<LogPlace> {
+        if self.held.is_adopted(id) {
+            return None;
+        }
         let (step, _) = self.labels.get(index(id))?.as_ref()?;
         Some(LogPlace { flow: self.flow.clone(), run: self.run.clone(), step: step.to_string(), id })
     }
@@ -269,19 +308,39 @@ impl Driver {
         for action in actions {
             match action {
                 Action::Submit(launch) => {
-                    let index = index(launch.id);
-                    if self.labels.len() <= index {
-                        self.labels.resize(index + 1, None);
+                    self.know(launch.id, &launch.spec.step);
+                    if self.layer.outlives_engine(&launch) {
+                        self.held.submit(launch);
+                    } else {
+                        self.layer.submit(*launch);
                     }
-                    self.labels[index] = Some((launch.spec.step.clone(), None));
-                    self.layer.submit(*launch);
                 }
-                Action::Stop { attempts, signal } => self.layer.stop(&attempts, signal),
+                Action::Adopt(adoption) => {
+                    if let Some(id) = adoption.id {
+                        self.know(id, &adoption.step);
+                    }
+                    self.held.adopt(adoption);
+                }
+                Action::Stop { attempts, signal } => {
+                    let at_once = self.held.stop(attempts, signal);
+                    if !at_once.is_empty() {
+                        self.layer.stop(&at_once, signal);
+                    }
+                }
                 Action::Record(record) => self.recorder.send(*record),
                 Action::Print(message) => self.print(&message, now),
                 Action::Finish(end) => self.end = Some(end),
             }
         }
+        self.held.close(&self.recorder);
+    }
+
+    fn know(&mut self, id: AttemptId, step: &StepName) {
+        let index = index(id);
+        if self.labels.len() <= index {
+            self.labels.resize(index + 1, None);
+        }
+        self.labels[index] = Some((step.clone(), None));
     }
 
     fn print(&self, message: &Message, at: Millis) {

@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod console;
 mod drive;
+mod held;
 mod output;
 mod recorder;
 pub mod resume;

@@ -29,7 +29,8 @@ pub(crate) enum Item {
         tone: Tone,
     },
     Log {
-        place: LogPlace,
+        /// Where it is kept; some are kept elsewhere already.
+        place: Option<LogPlace>,
         task: TaskLabel,
         stream: Stream,
         at: Millis,
@@ -152,7 +153,9 @@ impl Writer {
                 self.keep(&place, Stream::Stderr, at, &lines);
             }
             Item::Log { place, task, stream, at, lines } => {
-                self.keep(&place, stream, at, &lines);
+                if let Some(place) = &place {
+                    self.keep(place, stream, at, &lines);
+                }
                 for line in &lines {
                     self.console.log(at, &task, stream, line);
                 }

@@ -17,7 +17,7 @@ pub fn metadata_error(error: &MetadataError) -> PyErr {
     let class = match error {
         MetadataError::NotFound(_) => "MetaflowNotFound",
         MetadataError::Refused(_) => "MetaflowTaggingError",
-        MetadataError::Unavailable(_) => "DataException",
+        MetadataError::TakenOver(_) | MetadataError::Unavailable(_) => "DataException",
     };
     raise(class, error.to_string())
 }

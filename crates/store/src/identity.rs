@@ -43,6 +43,25 @@ pub fn why_gone(engine: &EngineIdentity, heartbeat_at: i64, now: i64) -> Option<
     })
 }
 
+/// Whether another engine may take the run over, and why: its own is gone, stopped, or silent.
+pub fn why_silent(engine: &EngineIdentity, heartbeat_at: i64, now: i64) -> Option<String> {
+    if let Some(text) = why_gone(engine, heartbeat_at, now) {
+        return Some(text);
+    }
+    if engine.host == this_host() && matches!(state_of(engine.pid), Some('T' | 't')) {
+        return Some(format!("the engine of this run (process {}) is stopped", engine.pid));
+    }
+    let silent = now - heartbeat_at;
+    (silent > HEARTBEAT_LIMIT_MILLIS)
+        .then(|| format!("the engine of this run has not been heard of for {} seconds", silent / 1000))
+}
+
+/// The letter that `ps` shows.
+fn state_of(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.get(stat.rfind(')')? + 1..)?.trim_start().chars().next()
+}
+
 /// Start time of a living process, in clock ticks since boot; none for a dead one or a zombie.
 fn living_since(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

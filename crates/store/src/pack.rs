@@ -145,6 +145,11 @@ impl Pack {
         if absent.is_empty() { Ok(()) } else { remote.fetch_packs(store, &absent) }
     }
 
+    /// A pack that was fetched otherwise; `key` names it in sentences.
+    pub(crate) fn of_bytes(place: &PackPlace, key: &str, bytes: Vec<u8>) -> Result<Self, StoreError> {
+        Self::parse(place, PathBuf::from(key), bytes)
+    }
+
     fn parse(place: &PackPlace, path: PathBuf, bytes: Vec<u8>) -> Result<Self, StoreError> {
         let what = || format!("task {place}");
         let bad = |how: &str| damaged(&path, &what, how);

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use ferroflow_core::graph::{Graph, StepKind};
 use ferroflow_core::id::{AttemptId, RunId, StepName, TaskId};
 use ferroflow_core::metadata::{Record, TaskRecord, TaskRow};
-use ferroflow_core::port::StopSignal;
+use ferroflow_core::port::{Adoption, StopSignal};
 use ferroflow_core::run::{Action, Event, Line, Message, ResumePlan, Run, RunEnd, RunSettings};
 use ferroflow_core::task::{
-    AttemptReport, ExceptionInfo, Millis, ProcessExit, StoreLocation, TakenTransition, TaskLaunch, TaskOutcome, Usage,
+    AttemptReport, AttemptState, Cause, CauseKind, ExceptionInfo, Millis, ProcessExit, StoreLocation, TakenTransition,
+    TaskLaunch, TaskOutcome, Usage,
 };
 
 /// Settings of run `1` with that many workers.
@@ -98,6 +99,10 @@ pub struct World {
     max_workers: usize,
     /// Attempts that are out, by id.
     pub out: BTreeMap<AttemptId, TaskLaunch>,
+    /// Adopted attempts that are out, by the id they have in this run.
+    pub adopted: BTreeMap<AttemptId, Adoption>,
+    /// What the origin left behind and this run has no use for.
+    pub unwanted: Vec<Adoption>,
     /// Every submission, in order.
     pub submitted: Vec<TaskLaunch>,
     /// Latest record of each task.
@@ -119,6 +124,8 @@ impl World {
             now: 1_000_000,
             max_workers,
             out: BTreeMap::new(),
+            adopted: BTreeMap::new(),
+            unwanted: Vec::new(),
             submitted: Vec::new(),
             records: BTreeMap::new(),
             messages: Vec::new(),
@@ -153,7 +160,8 @@ impl World {
     }
 
     pub fn finish(&mut self, id: AttemptId, report: AttemptReport) {
-        assert!(self.out.remove(&id).is_some(), "attempt {id} is not out");
+        let was_out = self.out.remove(&id).is_some() || self.adopted.remove(&id).is_some();
+        assert!(was_out, "attempt {id} is not out");
         self.on(Event::Finished { id, report });
     }
 
@@ -212,6 +220,7 @@ impl World {
             assert!(self.end.is_none(), "{action:?} comes after the end");
             match action {
                 Action::Submit(launch) => self.submit(*launch),
+                Action::Adopt(adoption) => self.adopt(adoption),
                 Action::Stop { attempts, signal } => self.stops.push((attempts, signal)),
                 Action::Record(record) => self.record(*record),
                 Action::Print(message) => self.messages.push(message),
@@ -220,7 +229,7 @@ impl World {
         }
         assert_eq!(self.run.has_ended(), self.end.is_some());
         if self.end.is_some() {
-            assert!(self.out.is_empty(), "attempts are out after the end");
+            assert!(self.out.is_empty() && self.adopted.is_empty(), "attempts are out after the end");
             assert_eq!(self.run.next_tick(), None);
         }
     }
@@ -240,7 +249,29 @@ impl World {
     /// Attempts that are out, a gang counting as one.
     fn taken_workers(&self) -> usize {
         let worker = |launch: &TaskLaunch| launch.spec.gang.map_or(launch.id.task, |gang| gang.control_task);
-        self.out.values().map(worker).collect::<BTreeSet<TaskId>>().len()
+        self.out.values().map(worker).collect::<BTreeSet<TaskId>>().len() + self.adopted.len()
+    }
+
+    /// Adopted attempts run already: they are out at once, however many they are.
+    fn adopt(&mut self, adoption: Adoption) {
+        let Some(id) = adoption.id else {
+            self.unwanted.push(adoption);
+            return;
+        };
+        assert!(self.submitted.is_empty(), "everything is adopted before the first task starts");
+        assert!(self.seen.insert(id), "attempt {id} was adopted twice");
+        self.adopted.insert(id, adoption);
+        self.max_workers = self.max_workers.max(self.adopted.len());
+    }
+
+    /// The records as a store reads them back once the engine was killed: what had no end is lost.
+    pub fn rows_after_a_crash(&self, run: &str) -> Vec<TaskRow> {
+        let mut rows = self.rows(run);
+        for row in rows.iter_mut().filter(|row| !row.record.state.is_final()) {
+            row.record.state = AttemptState::Lost;
+            row.record.cause = Some(Cause::new(CauseKind::EngineLost, "its engine is gone"));
+        }
+        rows
     }
 
     fn record(&mut self, record: Record) {

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use ferroflow_core::graph::Graph;
 use ferroflow_core::id::{RunId, StepName};
 use ferroflow_core::metadata::{NewRun, RunState};
-use ferroflow_core::port::{EventSink, MetadataStore};
+use ferroflow_core::port::{EventSink, MetadataError, MetadataStore};
 use ferroflow_core::run::{Line, ResumePlan, Run, RunEnd, RunSettings};
 use ferroflow_core::task::StoreLocation;
 use ferroflow_core::wire::Request;
-use ferroflow_engine::{Mailbox, Parts, StopRequest, clock, drive, resume};
+use ferroflow_engine::{Mailbox, Parts, StopRequest, Unfinished, clock, drive, resume};
 use ferroflow_store::remote::log::log_store;
 use ferroflow_store::{Datastore, SqliteMetadata};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use crate::adoption;
 use crate::arguments::{ResumeOptions, RunOptions};
 use crate::checks;
 use crate::context::{Context, latest_run_file};
@@ -35,7 +36,7 @@ pub async fn run(context: &Context, options: RunOptions, given: BTreeMap<String,
     let metadata = open_for_writing(context)?;
     let store = datastore::for_new_runs(&context.config, &context.top, &context.root)?;
     datastore::check(&store, &context.flow.name)?;
-    let run = create_run(context, &metadata, &graph, &options, None, &store)?;
+    let run = create_run(context, &metadata, &graph, &options, (None, &[]), &store)?;
     write_file(&latest_run_file(&context.root, &context.flow.name), run.as_str())?;
     write_run_files(context, &options, &run)?;
     let written = context
@@ -74,14 +75,15 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
     let origin = RunId::from(origin.as_str());
     println!("{}", line_now(&Line::GatheringOrigin));
     let plan = resume::plan(&metadata, &context.flow.name, &origin, rerun_from).map_err(|error| match error {
-        ferroflow_core::port::MetadataError::NotFound(text) => not_found(text),
+        MetadataError::NotFound(text) => not_found(text),
         error => error.into(),
     })?;
     plan.check(&graph).map_err(Failure::invalid_command)?;
     let store = datastore::for_new_runs(&context.config, &context.top, &context.root)?;
     datastore::same_as_origin(&store, &metadata.run(&context.flow.name, &origin)?)?;
     datastore::check(&store, &context.flow.name)?;
-    let run = create_run(context, &metadata, &graph, &options, Some(origin), &store)?;
+    let layers = layers.adopting(adoption::find(context, &metadata, &plan, &graph).await?);
+    let run = create_run(context, &metadata, &graph, &options, (Some(origin), &layers.taken()), &store)?;
     write_run_files(context, &options, &run)?;
     start(context, &options, graph, metadata, run, (store, layers, Some(plan))).await
 }
@@ -110,7 +112,7 @@ fn create_run(
     metadata: &SqliteMetadata,
     graph: &Graph,
     options: &RunOptions,
-    origin_run: Option<RunId>,
+    (origin_run, taken): (Option<RunId>, &[RunId]),
     store: &StoreLocation,
 ) -> Result<RunId, Failure> {
     let new = NewRun {
@@ -124,7 +126,10 @@ fn create_run(
         engine: ferroflow_store::engine_identity_of_this_process(),
         store: datastore::recorded(store),
     };
-    Ok(metadata.create_run(&new)?)
+    metadata.create_run_from(&new, taken).map_err(|error| match error {
+        MetadataError::TakenOver(text) => Failure::invalid_command(text),
+        error => error.into(),
+    })
 }
 
 fn system_tags(context: &Context) -> Vec<String> {
@@ -199,11 +204,14 @@ async fn start(
         max_log_size: options.max_log_size,
     };
     let stops = watch_signals()?;
-    let end = drive(parts, machine, letters, stops).await.map_err(|error| {
-        Failure::new(
+    let end = drive(parts, machine, letters, stops).await.map_err(|Unfinished(error)| match error {
+        MetadataError::TakenOver(text) => {
+            Failure::new("Run taken over", format!("{text}. This engine stops and leaves everything to it."))
+        }
+        error => Failure::new(
             "Data store error",
             format!("run {run} was stopped because what happens could not be recorded: {error}"),
-        )
+        ),
     })?;
     Ok(tell_end(context, &run, &end))
 }
@@ -224,7 +232,7 @@ fn run_settings(context: &Context, options: &RunOptions, run: &RunId, store: Sto
         tags: options.tags.clone(),
         max_workers: options.max_workers,
         max_num_splits: options.max_num_splits,
-        layer: "local".to_owned(),
+        layer: adoption::LOCAL.to_owned(),
     }
 }
 

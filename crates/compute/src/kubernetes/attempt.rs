@@ -59,6 +59,8 @@ pub struct Attempt {
     pub pod_is_gone: bool,
     pub round: u32,
     ticket: Arc<Ticket>,
+    /// An engine before this one submitted it; nobody here knows its spec.
+    pub adopted: bool,
 }
 
 impl Attempt {
@@ -87,6 +89,7 @@ impl Attempt {
             pod_is_gone: false,
             round: 0,
             ticket: Arc::default(),
+            adopted: false,
         }
     }
 

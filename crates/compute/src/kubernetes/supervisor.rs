@@ -2,6 +2,7 @@
 //! engine, news of pods, answers to requests. Everything that waits for the network is spawned
 //! and comes back as a message.
 
+mod adopting;
 mod closing;
 mod ending;
 mod signs;
@@ -13,7 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferroflow_core::id::AttemptId;
+use ferroflow_core::id::{AttemptId, StepName};
 use ferroflow_core::port::{EventSink, LayerEvent, RemoteSign, RemoteTasks, StopSignal};
 use ferroflow_core::task::{AttemptReport, Cause, CauseKind, TaskLaunch};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -27,6 +28,7 @@ use super::explain::Explanations;
 use super::pod::{Ending, Phase, PodView};
 use super::submit::Submitter;
 use super::watch::{PodNews, follow};
+use adopting::Findings;
 
 pub enum Message {
     Submit(Box<TaskLaunch>),
@@ -69,6 +71,12 @@ pub enum Message {
         job: String,
         text: Option<String>,
     },
+    /// An attempt that this run's engine before had submitted.
+    Adopt(StepName, AttemptId),
+    /// What there is of this run in a namespace.
+    Found(Box<Findings>),
+    /// The engine lost the run: nothing is touched any more.
+    LetGo(oneshot::Sender<()>),
 }
 
 pub struct Supervisor {
@@ -90,6 +98,9 @@ pub struct Supervisor {
     explained_at: Instant,
     /// That tasks could not be deleted was told.
     told_undeleted: bool,
+    /// Adopted attempts that were not looked for yet.
+    adopted: Vec<AttemptId>,
+    let_go: bool,
     /// Ending until then, and who waits for it.
     closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
@@ -121,6 +132,8 @@ impl Supervisor {
             explaining: HashSet::new(),
             explained_at: Instant::now(),
             told_undeleted: false,
+            adopted: Vec::new(),
+            let_go: false,
             closing: None,
         }
     }
@@ -132,6 +145,9 @@ impl Supervisor {
             tokio::select! {
                 Some(message) = messages.recv() => self.take(message),
                 _ = tick.tick() => self.tick(),
+            }
+            if self.let_go {
+                return;
             }
             let over = |until: Instant| self.attempts.is_empty() || Instant::now() >= until;
             if self.closing.as_ref().is_some_and(|(until, _)| over(*until)) {
@@ -163,6 +179,12 @@ impl Supervisor {
             Message::Explained { namespace, result } => self.explained(&namespace, result),
             Message::JobAsked { id, job, there } => self.job_asked(id, &job, &there),
             Message::TakenWhy { id, job, text } => self.taken_why(id, &job, text),
+            Message::Adopt(step, id) => self.adopt(&step, id),
+            Message::Found(findings) => self.found(*findings),
+            Message::LetGo(done) => {
+                self.let_go = true;
+                let _nobody_waits = done.send(());
+            }
         }
     }
 

@@ -2,15 +2,15 @@
 //! addresses are signed, and the task's spec put where the container finds it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use ferroflow_core::id::{AttemptId, RunId};
+use ferroflow_core::id::{AttemptId, RunId, StepName};
 use ferroflow_core::log_segment::RunKeys;
 use ferroflow_core::port::{
     EventSink, Later, LayerEvent, NodeLine, ObjectAccess, ObjectError, RemoteContainer, RemoteTasks, TellSign,
 };
-use ferroflow_core::task::{StoreLocation, TaskLaunch, TaskSpec};
+use ferroflow_core::task::{AttemptReport, ProcessExit, StoreLocation, TaskLaunch, TaskSpec, Usage};
 use ferroflow_core::wire::TerminationMessage;
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
@@ -54,6 +54,9 @@ pub struct Remote {
     steps: Mutex<HashMap<AttemptId, String>>,
     follower: Follower,
     lease: OnceCell<lease::Renewal>,
+    /// The run that adopts tasks of this one, and from then on renews its lease.
+    adopter: Option<RunId>,
+    adopted_lease: OnceLock<lease::Renewal>,
 }
 
 /// The code package in the store.
@@ -78,7 +81,19 @@ impl Remote {
             steps: Mutex::default(),
             follower,
             lease: OnceCell::new(),
+            adopter: None,
+            adopted_lease: OnceLock::new(),
         }
+    }
+
+    /// Of a run whose engine is gone; `adopter` goes on with its tasks.
+    pub fn adopted(
+        settings: RemoteSettings,
+        adopter: RunId,
+        objects: Arc<dyn ObjectAccess>,
+        events: Arc<dyn EventSink>,
+    ) -> Self {
+        Self { adopter: Some(adopter), ..Self::new(settings, objects, events) }
     }
 
     /// Builds and uploads the code package ahead of the first container.
@@ -196,7 +211,30 @@ impl Remote {
     }
 
     async fn start_lease(&self) -> lease::Renewal {
-        lease::Renewal::start(self.keys.lease(), self.settings.lease, self.objects.clone(), self.events.clone()).await
+        lease::Renewal::start(self.lease()).await
+    }
+
+    fn lease(&self) -> lease::Lease {
+        lease::Lease {
+            key: self.keys.lease(),
+            run: self.settings.run.clone(),
+            holder: self.adopter.clone().unwrap_or_else(|| self.settings.run.clone()),
+            length: self.settings.lease,
+            objects: self.objects.clone(),
+            events: self.events.clone(),
+        }
+    }
+
+    async fn report_in_store(&self, id: AttemptId) -> Option<AttemptReport> {
+        // What cannot be read now is run again, which is never wrong.
+        if let Ok(Some(message)) = self.ending(id).await {
+            let TerminationMessage { outcome, exit, usage, cause, .. } = message;
+            return Some(AttemptReport { outcome, exit, usage, cause });
+        }
+        let step = self.step_of(id)?;
+        let outcome = self.objects.outcome(&self.settings.flow, &self.settings.run, &step, id).await.ok().flatten()?;
+        let exit = ProcessExit::Code(i32::from(!outcome.ok));
+        Some(AttemptReport { outcome: Some(outcome), exit, usage: Usage::default(), cause: None })
     }
 
     /// Whether a container was asked for the attempt before.
@@ -296,5 +334,14 @@ impl RemoteTasks for Remote {
 
     fn ending(&self, id: AttemptId) -> Later<'_, Result<Option<TerminationMessage>, ObjectError>> {
         Box::pin(Remote::ending(self, id))
+    }
+
+    fn adopt(&self, step: &StepName, id: AttemptId) {
+        self.steps().insert(id, step.to_string());
+        self.adopted_lease.get_or_init(|| lease::Renewal::begin(self.lease()));
+    }
+
+    fn kept_report(&self, id: AttemptId) -> Later<'_, Option<AttemptReport>> {
+        Box::pin(self.report_in_store(id))
     }
 }

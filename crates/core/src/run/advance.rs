@@ -68,7 +68,8 @@ impl Run {
         }
         out.push(self.say(task, &active, Line::TaskFinished));
         if matches!(self.phase, Phase::Running) {
-            let point = DataPoint { run: 0, step: active.ready.step, task, attempt: active.attempt };
+            let own = DataPoint { run: 0, step: active.ready.step, task, attempt: active.attempt };
+            let point = active.adopted.as_ref().map_or(own, |adopted| adopted.point);
             match self.gang_of(&active.ready) {
                 Some(gang) => self.rank_done(gang, active, (point, taken.clone()), now, out),
                 None => self.advance(&active.ready, point, taken),
@@ -85,6 +86,11 @@ impl Run {
         now: Millis,
         out: &mut Vec<Action>,
     ) {
+        if self.may_run_adopted_again(&active, &failure.cause) {
+            let ended = (AttemptState::Failed, failure.cause.clone());
+            self.run_adopted_again(task, active, ended, Some(usage), now, out);
+            return;
+        }
         // A task that was asked to end did not fail, unless it had a reason of its own.
         let gang_stops = self.gang_stop_cause(&active).filter(|_| failure.cause.kind != CauseKind::Killed);
         let stopped = self.stop_cause().or_else(|| gang_stops.clone()).filter(|_| !failure.said);
@@ -134,6 +140,11 @@ impl Run {
 
     pub(super) fn lost(&mut self, id: AttemptId, cause: Cause, now: Millis, out: &mut Vec<Action>) {
         let Some(mut active) = self.take(id) else { return };
+        if self.may_run_adopted_again(&active, &cause) {
+            self.run_adopted_again(id.task, active, (AttemptState::Lost, cause), None, now, out);
+            self.go_on(now, out);
+            return;
+        }
         if let Some(may_retry) = never_starts(cause.kind) {
             let failure = Failure { cause, may_retry, said: false, segfault: false };
             self.failed(id.task, active, &failure, Usage::default(), now, out);

@@ -12,7 +12,11 @@ impl Run {
     /// Panics, saying which, on the first invariant that does not hold.
     pub fn check_invariants(&self) {
         let stopping = matches!(self.phase, Phase::Stopping(_)); // gangs are given up then
-        assert!(stopping || self.taken_workers() <= self.settings.max_workers, "more attempts than max_workers");
+        assert!(self.places >= self.settings.max_workers, "fewer places than max_workers");
+        assert!(
+            stopping || self.taken_workers() <= self.places,
+            "more attempts than max_workers, and than were adopted"
+        );
         self.check_phase();
         self.check_active();
         self.check_counts();
@@ -31,7 +35,7 @@ impl Run {
             Phase::Running => {
                 assert!(!self.active.is_empty(), "a running run has tasks");
                 assert!(!self.end_reached, "nothing runs once the end step is done");
-                let full = self.taken_workers() == self.settings.max_workers;
+                let full = self.taken_workers() >= self.settings.max_workers;
                 assert!(full || self.queue.is_empty(), "a worker is free and a task waits");
             }
             Phase::Stopping(_) => {
@@ -56,6 +60,8 @@ impl Run {
             let policy = &self.graph.steps[active.ready.step].policy;
             let allowed = policy.user_retries + policy.fallbacks;
             assert!(active.tries() <= allowed, "task {task}: too many attempts");
+            let is_adopted = active.adopted.is_some();
+            assert!(!is_adopted || active.attempt == 0, "task {task} was adopted and has another attempt");
             pauses.extend(active.paused_until.map(|at| (at, attempt_id(*task, active.attempt))));
             backstops.extend(active.backstop.map(|at| (at, attempt_id(*task, active.attempt))));
         }
@@ -147,6 +153,9 @@ impl Run {
         }
         for (ready, _) in self.gangs.values().flat_map(super::Gang::ended) {
             hold(ready.place, 1);
+        }
+        if let Phase::Cloning(cloning) = &self.phase {
+            cloning.adoptions.ready().for_each(|ready| hold(ready.place, 1));
         }
         for (_, frame) in self.frames.iter() {
             hold(frame.outer, 1);

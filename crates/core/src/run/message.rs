@@ -45,6 +45,20 @@ pub enum Line {
         flow: String,
         origin: RunId,
     },
+    /// Of an adopted task; the names are the origin's.
+    AdoptingTask {
+        origin: RunId,
+        step: StepName,
+        task: TaskId,
+        layer: String,
+    },
+    /// The origin left tasks behind that are of no use to this run.
+    StoppingLeftBehind {
+        run: RunId,
+        tasks: usize,
+    },
+    /// An adopted task ended badly, or was not found any more.
+    AdoptedFailed(Cause),
     TaskStarting,
     /// A further attempt at user code.
     TaskRetrying,
@@ -78,6 +92,10 @@ pub enum Line {
         signal: String,
     },
     Terminating {
+        tasks: usize,
+    },
+    /// Of those that are terminated.
+    TerminatingAdopted {
         tasks: usize,
     },
     Killing {
@@ -143,6 +161,8 @@ impl Line {
                 | Self::TaskSegfault
                 | Self::NotRetried
                 | Self::TaskLost(_)
+                | Self::AdoptedFailed(_)
+                | Self::TerminatingAdopted { .. }
                 | Self::KilledByOrchestrator
                 | Self::WorkflowFailed
                 | Self::WorkflowStopping { .. }
@@ -164,6 +184,20 @@ impl fmt::Display for Line {
                 write!(f, "Cloning previously run task {origin}/{step}/{task}")
             }
             Self::RunCloned { flow, origin } => write!(f, "{flow}/{origin} cloned!"),
+            Self::AdoptingTask { origin, step, task, layer } => {
+                write!(f, "Adopting task {origin}/{step}/{task} from {layer}: it is waited for, not run again")
+            }
+            Self::StoppingLeftBehind { run, tasks: 1 } => {
+                write!(f, "Stopping 1 task that run {run} left behind and this run has no use for.")
+            }
+            Self::StoppingLeftBehind { run, tasks } => {
+                write!(f, "Stopping {tasks} tasks that run {run} left behind and this run has no use for.")
+            }
+            Self::AdoptedFailed(cause) => write!(
+                f,
+                "Adopted task did not end well ({}); this run runs it itself, which does not count as a retry.",
+                cause.text.trim_end_matches('.')
+            ),
             Self::TaskStarting => f.write_str("Task is starting."),
             Self::TaskRetrying => f.write_str("Task is starting (retry)."),
             Self::TaskFallback => f.write_str("Task fallback is starting to handle the failure."),
@@ -186,6 +220,7 @@ impl fmt::Display for Line {
                  {signal} kills them."
             ),
             Self::Terminating { tasks } => write!(f, "Terminating {tasks} active tasks..."),
+            Self::TerminatingAdopted { tasks } => write!(f, "Adopted tasks are terminated too ({tasks})."),
             Self::Killing { tasks, seconds } => write!(
                 f,
                 "Killing {tasks} remaining tasks after having waited for {seconds} seconds -- \

@@ -2,6 +2,7 @@
 //! world come in as arguments; what is to be done goes out as `Action`s in the order in which
 //! they are to be carried out. No I/O, no clock, no threads in this folder.
 
+mod adopt;
 mod advance;
 mod frames;
 mod gang;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use crate::graph::Graph;
 use crate::id::{AttemptId, PARAMETERS_STEP, PARAMETERS_TASK, RunId, StepName, TaskId};
 use crate::metadata::{Record, RunState, TaskRecord, TaskRow};
-use crate::port::{LayerEvent, StopSignal};
+use crate::port::{Adoption, LayerEvent, StopSignal};
 use crate::task::{AttemptReport, AttemptState, Cause, InputRef, Millis, StoreLocation, TaskLaunch};
 use frames::{FrameId, Frames, Place};
 use gang::Gang;
@@ -116,6 +117,8 @@ impl TryFrom<LayerEvent> for Event {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     Submit(Box<TaskLaunch>),
+    /// Follow (or, without an id, stop) what the origin's engine left behind.
+    Adopt(Adoption),
     Stop {
         attempts: Vec<AttemptId>,
         signal: StopSignal,
@@ -165,6 +168,8 @@ pub struct Run {
     active: BTreeMap<TaskId, Active>,
     /// Gangs that are out, by their split.
     gangs: BTreeMap<FrameId, Gang>,
+    /// Attempts that may be out: `max_workers`, or as many as were adopted.
+    places: usize,
     /// When attempts are killed for running past their `@timeout`.
     backstops: BTreeSet<(Millis, AttemptId)>,
     /// When attempts that pause before a retry are submitted.
@@ -208,13 +213,14 @@ impl Run {
         let mut origin_parameters = None;
         let origin_run = resume.as_ref().map(|plan| plan.origin_run.clone());
         if let Some(plan) = resume {
-            let (cloning, origin) = resume::prepare(&graph, settings.max_num_splits, plan, &mut runs)?;
+            let (cloning, origin) = resume::prepare(&graph, &settings, plan, &mut runs)?;
             parameters = origin.input.clone();
             origin_parameters = Some(origin);
             phase = Phase::Cloning(cloning);
         }
         let counts = vec![Counts::default(); graph.steps.len()];
         Ok(Self {
+            places: settings.max_workers,
             graph,
             settings,
             phase,

@@ -4,11 +4,12 @@
 
 use std::collections::HashMap;
 
+use super::adopt::{Adoptions, LeftBehind, stands_alone};
 use super::frames::DataPoint;
 use super::message::{Line, Message};
 use super::outcome::{Judge, Taken};
 use super::queue::{Queue, Ready};
-use super::{Action, Phase, ResumePlan, Run};
+use super::{Action, Phase, ResumePlan, Run, RunSettings};
 use crate::graph::{Graph, StepIndex};
 use crate::id::{PARAMETERS_STEP, PARAMETERS_TASK, RunId, StepName, TaskId};
 use crate::metadata::{DataRef, Record, TaskRecord, TaskRow};
@@ -22,12 +23,13 @@ const PORTION: usize = 50_000;
 pub(super) struct Cloning {
     origin: RunId,
     tasks: HashMap<Key, Origin>,
+    pub adoptions: Adoptions,
     /// Tasks whose inputs are all there (and all clones).
     pub waiting: Queue,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     step: StepIndex,
     path: Vec<u64>,
     iteration: u32,
@@ -85,17 +87,29 @@ pub(super) struct OriginParameters {
 /// What a plan comes to for a graph.
 pub(super) fn prepare(
     graph: &Graph,
-    max_num_splits: u64,
+    settings: &RunSettings,
     plan: ResumePlan,
     runs: &mut Runs,
 ) -> Result<(Cloning, OriginParameters), String> {
     let again = rerun_steps(graph, &plan)?;
     let parameters = parameters(&plan)?;
-    let judge = Judge { graph, max_num_splits };
+    let judge = Judge { graph, max_num_splits: settings.max_num_splits };
     let mut tasks = HashMap::new();
+    let mut adoptions = Adoptions::default();
     for row in plan.tasks {
         let data = data_of(&row);
         let record = row.record;
+        if record.is_left_behind(&settings.layer) {
+            let from = left_behind(&plan.origin_run, &record, data);
+            match graph.step(record.step.as_str()).filter(|step| !again[*step] && stands_alone(graph, *step)) {
+                Some(step) => {
+                    let point = point(runs, step, &from.data);
+                    adoptions.add(Key { step, path: record.foreach_path, iteration: record.iteration }, from, point);
+                }
+                None => adoptions.refuse(from),
+            }
+            continue;
+        }
         let Some(step) = graph.step(record.step.as_str()).filter(|s| !again[*s]) else { continue };
         if record.state != AttemptState::Done || record.ok != Some(true) {
             continue;
@@ -107,7 +121,7 @@ pub(super) fn prepare(
             foreach: foreach_variable(graph, step).filter(|_| record.num_splits.is_some()),
         };
         let Ok(taken) = judge.transition(step, Some(&taken)) else { continue };
-        let data = DataPoint { run: runs.number(&data.run), step, task: data.task, attempt: data.attempt };
+        let data = point(runs, step, &data);
         let path = record.foreach_path;
         tasks.insert(
             Key { step, path, iteration: record.iteration },
@@ -122,7 +136,20 @@ pub(super) fn prepare(
         );
     }
     let waiting = Queue::default();
-    Ok((Cloning { origin: plan.origin_run, tasks, waiting }, parameters))
+    Ok((Cloning { origin: plan.origin_run, tasks, adoptions, waiting }, parameters))
+}
+
+fn point(runs: &mut Runs, step: StepIndex, data: &DataRef) -> DataPoint {
+    DataPoint { run: runs.number(&data.run), step, task: data.task, attempt: data.attempt }
+}
+
+fn left_behind(origin: &RunId, record: &TaskRecord, data: DataRef) -> LeftBehind {
+    LeftBehind {
+        step: record.step.clone(),
+        data,
+        origin: DataRef { run: origin.clone(), task: record.task, attempt: record.attempt },
+        layer: record.layer.clone(),
+    }
 }
 
 fn foreach_variable(graph: &Graph, step: StepIndex) -> Option<String> {
@@ -196,7 +223,7 @@ impl Run {
                 return;
             }
             let Some((ready, split)) = cloning.waiting.pop() else {
-                self.cloning_is_over(out);
+                self.cloning_is_over(now, out);
                 return;
             };
             let path = self.frames.path(ready.place);
@@ -209,6 +236,7 @@ impl Run {
                     self.clone_task(&ready, key.path, &origin, &run, now, out);
                     cloned += 1;
                 }
+                None if cloning.adoptions.take(&key, &ready) => {}
                 None => {
                     self.counts[ready.step].queued += 1;
                     match split {
@@ -239,12 +267,14 @@ impl Run {
         }
     }
 
-    fn cloning_is_over(&mut self, out: &mut Vec<Action>) {
+    fn cloning_is_over(&mut self, now: Millis, out: &mut Vec<Action>) {
         let Phase::Cloning(cloning) = std::mem::replace(&mut self.phase, Phase::Running) else {
             return;
         };
+        let Cloning { origin, adoptions, .. } = cloning;
         let flow = self.settings.flow.clone();
-        out.push(Action::Print(Message::run(Line::RunCloned { flow, origin: cloning.origin })));
+        out.push(Action::Print(Message::run(Line::RunCloned { flow, origin: origin.clone() })));
+        self.adopt(adoptions, &origin, now, out);
     }
 
     fn clone_task(

@@ -45,6 +45,10 @@ impl Run {
         self.cancel_pauses(now, out);
         let tasks = self.active.len();
         out.push(Action::Print(Message::run(Line::Terminating { tasks })));
+        let adopted = self.adopted_count();
+        if adopted > 0 {
+            out.push(Action::Print(Message::run(Line::TerminatingAdopted { tasks: adopted })));
+        }
         for (task, active) in &self.active {
             out.push(self.say(*task, active, Line::KilledByOrchestrator));
         }

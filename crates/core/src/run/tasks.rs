@@ -1,6 +1,7 @@
 //! Attempts that are out: submitting them, following what the layer says about them, and the
 //! records that are kept of them.
 
+use super::adopt::Adopted;
 use super::frames::DataPoint;
 use super::message::{Line, Message, TaskName};
 use super::outcome::{Failure, Taken};
@@ -32,6 +33,8 @@ pub(super) struct Active {
     pub overdue: bool,
     /// When it is submitted, while it pauses before a retry.
     pub paused_until: Option<Millis>,
+    /// Another run had submitted it.
+    pub adopted: Option<Adopted>,
 }
 
 impl Active {
@@ -49,6 +52,7 @@ impl Active {
             backstop: None,
             overdue: false,
             paused_until: None,
+            adopted: None,
         }
     }
 
@@ -148,6 +152,9 @@ impl Run {
 
     /// Fallbacks run here, whatever layer the step asks for (behaviour.md K-8).
     fn layer_of(&self, active: &Active) -> String {
+        if let Some(adopted) = &active.adopted {
+            return adopted.from.layer.clone();
+        }
         let layer = self.graph.steps[active.ready.step].policy.layer.filter(|_| !self.is_fallback(active));
         layer.map_or_else(|| self.settings.layer.clone(), str::to_owned)
     }
@@ -260,6 +267,10 @@ impl Run {
             }
         }
         let active = &self.active[&id.task];
+        if active.adopted.is_some() {
+            out.push(self.record(id.task, active, now, &Ending::default()));
+            return;
+        }
         let line = match (fallback, active.tries()) {
             (true, _) => Line::TaskFallback,
             (false, 0) => Line::TaskStarting,
@@ -327,8 +338,8 @@ impl Run {
             usage: ending.usage,
             pid: active.pid,
             layer: self.layer_of(active),
-            data: None,
-            origin: None,
+            data: active.adopted.as_ref().map(|adopted| adopted.from.data.clone()),
+            origin: active.adopted.as_ref().map(|adopted| adopted.from.origin.clone()),
         })))
     }
 }

@@ -3,8 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use ferroflow_core::id::{AttemptId, RunId};
 use ferroflow_core::port::{Later, LogPlace, ObjectAccess, ObjectEntry, ObjectError};
-use ferroflow_core::task::StoreLocation;
+use ferroflow_core::task::{StoreLocation, TaskOutcome};
 use futures::TryStreamExt;
 use object_store::{GetOptions, GetRange, PutMode, PutOptions, PutPayload};
 
@@ -13,6 +14,7 @@ use super::requests::region_of;
 use super::told::is_outside;
 use super::{Client, Doing, Remote};
 use crate::error::StoreError;
+use crate::location::PackPlace;
 
 /// A bucket for code that runs on a runtime. It belongs to the first runtime it is used on.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl RemoteObjects {
         self.remote.log_key(place)
     }
 
-    fn client(&self) -> Result<Client, ObjectError> {
+    pub(super) fn client(&self) -> Result<Client, ObjectError> {
         let mut slot = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = &*slot {
             return Ok(client.clone());
@@ -122,6 +124,30 @@ impl ObjectAccess for RemoteObjects {
 
     fn get_from<'a>(&'a self, key: &'a str, from: u64) -> Later<'a, Result<Option<Vec<u8>>, ObjectError>> {
         Box::pin(self.read_from(key, from))
+    }
+
+    fn get_versioned<'a>(&'a self, key: &'a str) -> Later<'a, Result<Option<(Vec<u8>, String)>, ObjectError>> {
+        Box::pin(self.read_versioned(key))
+    }
+
+    fn replace<'a>(
+        &'a self,
+        key: &'a str,
+        data: Vec<u8>,
+        version: Option<&'a str>,
+    ) -> Later<'a, Result<Option<String>, ObjectError>> {
+        Box::pin(self.write_if(key, data, version))
+    }
+
+    fn outcome<'a>(
+        &'a self,
+        flow: &'a str,
+        run: &'a RunId,
+        step: &'a str,
+        id: AttemptId,
+    ) -> Later<'a, Result<Option<TaskOutcome>, ObjectError>> {
+        let place = PackPlace { flow: flow.into(), run: run.clone(), step: step.into(), id };
+        Box::pin(async move { self.read_outcome(&place).await })
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> Later<'a, Result<Vec<ObjectEntry>, ObjectError>> {

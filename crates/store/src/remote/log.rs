@@ -5,10 +5,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use ferroflow_core::port::{LogLine, LogPlace, LogStore, MetadataError, ObjectError, Stream};
-use ferroflow_core::task::Millis;
+use bytes::Bytes;
+use ferroflow_core::log_segment::{RunKeys, SegmentReader, segment_of};
+use ferroflow_core::port::{LogLine, LogPlace, LogStore, MetadataError, ObjectEntry, ObjectError, Stream};
+use ferroflow_core::task::{Millis, StoreLocation};
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::{ObjectStoreExt, PutPayload};
 
 use super::transfer::local;
@@ -145,26 +147,61 @@ impl LogStore for RemoteLogStore {
         Ok(())
     }
 
+    /// The finished log; before there is one, what the task's container has stored so far (its
+    /// engine may have died), and for tasks of this machine what is in its folder.
     fn read(&self, place: &LogPlace) -> Result<Vec<LogLine>, MetadataError> {
-        // While this machine still has it, it is newer than the bucket's.
-        if self.store.log_path(place).exists() {
-            let lines = self.spool.read(place)?;
-            if !lines.is_empty() {
-                return Ok(lines);
-            }
-        }
         let remote = self.remote()?;
-        let key = remote.log_key(place);
-        let data = remote.block_on(async |client| {
-            let got = async { client.store.get(&remote.path(&key)).await?.bytes().await };
-            match got.await {
-                Ok(bytes) => Ok(bytes),
-                Err(object_store::Error::NotFound { .. }) => Ok(bytes::Bytes::new()),
-                Err(error) => Err(remote.tell(Doing::Read, &key, &error)),
-            }
+        let found = remote.block_on(async |client| match get(remote, client, &remote.log_key(place)).await? {
+            Some(data) => Ok(Some(decode(&data))),
+            None => read_segments(remote, client, place).await,
         });
-        Ok(decode(&data.map_err(unavailable)?))
+        match found {
+            Ok(Some(lines)) => Ok(lines),
+            Ok(None) => self.spool.read(place),
+            Err(error) => match self.spool.read(place) {
+                Ok(lines) if !lines.is_empty() => Ok(lines),
+                _ => Err(unavailable(error)),
+            },
+        }
     }
+}
+
+async fn get(remote: &Remote, client: &Client, key: &str) -> Result<Option<Bytes>, ObjectError> {
+    let got = async { client.store.get(&remote.path(key)).await?.bytes().await };
+    match got.await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(remote.tell(Doing::Read, key, &error)),
+    }
+}
+
+/// The lines in an attempt's segments; `None` when it has none.
+async fn read_segments(
+    remote: &Remote,
+    client: &Client,
+    place: &LogPlace,
+) -> Result<Option<Vec<LogLine>>, ObjectError> {
+    let location = StoreLocation { kind: String::new(), root: String::new(), options: remote.options.clone() };
+    let prefix = RunKeys::new(&place.flow, &place.run, &location).log_prefix(&place.step, place.id);
+    let folder = remote.path(prefix.trim_end_matches('/'));
+    let listed: Result<Vec<_>, _> = client.store.list(Some(&folder)).try_collect().await;
+    let mut keys: Vec<String> = listed
+        .map_err(|error| remote.tell(Doing::List, &prefix, &error))?
+        .into_iter()
+        .filter_map(|object| remote.key_of(&object.location))
+        .filter(|key| segment_of(&ObjectEntry { key: key.clone(), size: 0 }).is_some())
+        .collect();
+    if keys.is_empty() {
+        return Ok(None);
+    }
+    keys.sort_unstable();
+    let mut reads = futures::stream::iter(keys.iter().map(|key| get(remote, client, key))).buffered(UPLOADS_AT_ONCE);
+    let (mut reader, mut lines) = (SegmentReader::default(), Vec::new());
+    while let Some(data) = reads.next().await {
+        reader.feed(&data?.unwrap_or_default(), &mut lines);
+    }
+    reader.finish(&mut lines);
+    Ok(Some(lines))
 }
 
 impl Drop for RemoteLogStore {

@@ -16,6 +16,7 @@ mod requests;
 pub mod s3;
 mod told;
 mod transfer;
+mod versioned;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

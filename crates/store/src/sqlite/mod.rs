@@ -5,6 +5,7 @@
 mod read;
 mod schema;
 mod tags;
+mod takeover;
 mod write;
 
 use std::collections::HashMap;
@@ -46,6 +47,8 @@ struct Keys {
     names: HashMap<String, i64>,
     texts: HashMap<i64, String>,
     runs: HashMap<(String, String), i64>,
+    /// Epoch of each run that was registered here: nobody else may have written since.
+    held: HashMap<i64, i64>,
 }
 
 /// Why a piece of work on the database did not succeed.
@@ -139,7 +142,7 @@ impl SqliteMetadata {
             });
             if result.is_err() {
                 // Keys made in a transaction that was rolled back do not exist.
-                *keys = Keys::default();
+                *keys = Keys { held: std::mem::take(&mut keys.held), ..Keys::default() };
             }
             result
         })
@@ -157,6 +160,17 @@ impl MetadataStore for SqliteMetadata {
     fn create_run(&self, run: &NewRun) -> Result<RunId, MetadataError> {
         tags::check(&run.tags, &run.system_tags)?;
         self.write(|transaction, keys| write::create_run(transaction, keys, run))
+    }
+
+    fn create_run_from(&self, run: &NewRun, taken: &[RunId]) -> Result<RunId, MetadataError> {
+        tags::check(&run.tags, &run.system_tags)?;
+        self.write(|transaction, keys| {
+            let id = write::create_run(transaction, keys, run)?;
+            for each in taken {
+                takeover::take(transaction, &run.flow, each, &id, now())?;
+            }
+            Ok(id)
+        })
     }
 
     fn record(&self, flow: &str, run: &RunId, records: &[Record]) -> Result<(), MetadataError> {

@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use super::{PATIENCE, Trouble};
 
 /// Raised when tables change; a database with a higher number is refused.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const TABLES: &str = "
 CREATE TABLE flows (
@@ -37,6 +37,10 @@ CREATE TABLE runs (
     pid INTEGER NOT NULL,
     pid_start INTEGER NOT NULL,
     store TEXT,
+    -- Counts the engines that held the run: one whose number has passed may not write any more.
+    epoch INTEGER NOT NULL DEFAULT 1,
+    -- The run that went on with it.
+    taken_by TEXT,
     UNIQUE (flow_key, run)
 );
 -- A flow is described once, however often it runs.
@@ -81,7 +85,10 @@ CREATE INDEX entries_by_task ON entries (run_key, task);
 ";
 
 /// Changes that bring a database from version N + 1 to N + 2, one a line.
-const CHANGES: [&str; 1] = ["ALTER TABLE runs ADD COLUMN store TEXT"];
+const CHANGES: [&str; 2] = [
+    "ALTER TABLE runs ADD COLUMN store TEXT",
+    "ALTER TABLE runs ADD COLUMN epoch INTEGER NOT NULL DEFAULT 1; ALTER TABLE runs ADD COLUMN taken_by TEXT",
+];
 
 pub(super) fn open(path: &Path) -> Result<Connection, Trouble> {
     if let Some(folder) = path.parent() {

@@ -296,7 +296,8 @@ fn a_database_of_the_first_version_is_brought_up_to_date() {
     let old = store.create_run(&new_run("F")).expect("run");
     drop(store);
     let database = Connection::open(root.path().join(DATABASE)).expect("database");
-    database.execute_batch("ALTER TABLE runs DROP COLUMN store; PRAGMA user_version = 1").expect("as it was");
+    let newer = ["store", "epoch", "taken_by"].map(|column| format!("ALTER TABLE runs DROP COLUMN {column};"));
+    database.execute_batch(&format!("{} PRAGMA user_version = 1", newer.concat())).expect("as it was");
     drop(database);
     let store = SqliteMetadata::open(root.path()).expect("open again");
     assert_eq!(store.run("F", &old).expect("the old run").store, None);
@@ -305,4 +306,53 @@ fn a_database_of_the_first_version_is_brought_up_to_date() {
     remote.store = Some(ferroflow_core::task::StoreLocation { kind: "s3".into(), root: "s3://b".into(), options });
     let id = store.create_run(&remote).expect("run");
     assert_eq!(store.run("F", &id).expect("the new run").store, remote.store);
+}
+
+#[test]
+fn of_two_engines_for_one_run_one_loses() {
+    let (root, first) = store();
+    let run = first.create_run(&new_run("F")).expect("run");
+    first.record("F", &run, &[Record::Task(task(1, 0, AttemptState::Running))]).expect("record");
+    first.heartbeat("F", &run, now()).expect("heartbeat");
+    let second = SqliteMetadata::open(root.path()).expect("open");
+    let taken = [run.clone()];
+    let error = second.create_run_from(&new_run("F"), &taken).expect_err("its engine lives");
+    let pid = std::process::id();
+    let refused = format!(
+        "run 1 is still carried out by its engine (process {pid}, heard of 0 seconds ago): wait until it has ended, or \
+         stop it (kill -INT {pid}), and resume then"
+    );
+    assert_eq!(error.to_string(), refused);
+    assert_eq!(first.runs("F").expect("runs").len(), 1, "a resume that cannot start leaves no run behind");
+
+    // As after a long sleep.
+    let database = Connection::open(root.path().join(DATABASE)).expect("database");
+    database.execute_batch("UPDATE runs SET heartbeat_at = 5").expect("silence");
+    let mut resumed = new_run("F");
+    resumed.created_at = now();
+    assert_eq!(second.create_run_from(&resumed, &taken).expect("run 2").as_str(), "2");
+    let row = first.run("F", &run).expect("run");
+    assert_eq!(row.state, RunState::Lost);
+    assert_eq!(row.cause.expect("cause").text, "its engine did not answer any more; run 2 went on with it");
+    let sentence =
+        "run 1 was taken over by run 2 while this engine did not answer (it was stopped, or its machine slept)";
+    let writes = [
+        first.heartbeat("F", &run, now()),
+        first.record("F", &run, &[]),
+        first.record("F", &run, &[Record::Task(task(1, 0, AttemptState::Done))]),
+    ];
+    for write in writes {
+        let error = write.expect_err("not its run any more");
+        assert!(matches!(&error, MetadataError::TakenOver(text) if text == sentence), "{error}");
+    }
+    assert_eq!(first.tasks("F", &run).expect("tasks")[0].record.state, AttemptState::Lost);
+
+    let third = SqliteMetadata::open(root.path()).expect("open");
+    let error = third.create_run_from(&resumed, &taken).expect_err("run 2 goes on with it");
+    assert!(error.to_string().starts_with(
+        "the tasks of run 1 were taken over by run 2, which is still carried out by its engine (process "
+    ));
+    let over = Record::RunState { state: RunState::Failed, cause: None, at: now() };
+    second.record("F", &RunId::from("2"), &[over]).expect("record");
+    assert_eq!(third.create_run_from(&resumed, &taken).expect("run 3").as_str(), "3");
 }

@@ -7,7 +7,7 @@ use ferroflow_core::task::{AttemptState, Cause, Millis};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
-use super::{Keys, Trouble, no_such_run};
+use super::{Keys, Trouble, no_such_run, takeover};
 
 pub(super) fn create_run(database: &Connection, keys: &mut Keys, run: &NewRun) -> Result<RunId, Trouble> {
     let (flow_key, number): (i64, i64) = database.query_row(
@@ -40,7 +40,9 @@ pub(super) fn create_run(database: &Connection, keys: &mut Keys, run: &NewRun) -
             run.store.as_ref().map(json),
         ])?;
     let id = RunId::from(number.to_string());
-    keys.runs.insert((run.flow.clone(), id.to_string()), database.last_insert_rowid());
+    let run_key = database.last_insert_rowid();
+    keys.runs.insert((run.flow.clone(), id.to_string()), run_key);
+    keys.held.insert(run_key, 1);
     Ok(id)
 }
 
@@ -77,6 +79,7 @@ pub(super) fn record(
     records: &[Record],
 ) -> Result<(), Trouble> {
     let run_key = run_key(database, keys, flow, run)?;
+    takeover::check(database, keys, run_key, run)?;
     for record in records {
         match record {
             Record::Task(task) => put_task(database, keys, run_key, task)?,
@@ -95,6 +98,7 @@ pub(super) fn heartbeat(
     at: Millis,
 ) -> Result<(), Trouble> {
     let run_key = run_key(database, keys, flow, run)?;
+    takeover::check(database, keys, run_key, run)?;
     database
         .prepare_cached("UPDATE runs SET heartbeat_at = max(heartbeat_at, ?2) WHERE run_key = ?1")?
         .execute(params![run_key, at])?;

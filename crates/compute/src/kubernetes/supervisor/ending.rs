@@ -7,7 +7,7 @@ use ferroflow_core::port::{LayerEvent, StopSignal};
 use ferroflow_core::task::{AttemptReport, Cause, ProcessExit, Usage};
 use tokio::time::Instant;
 
-use super::super::attempt::{MOST_ROUNDS, Stage};
+use super::super::attempt::{Attempt, MOST_ROUNDS, Stage};
 use super::super::names::container_name;
 use super::super::pod::PodView;
 use super::{Message, Supervisor, cancelled};
@@ -87,7 +87,8 @@ impl Supervisor {
     /// Another Job for an attempt whose addresses had expired while it waited; `false` when that
     /// was tried often enough.
     pub(super) fn submit_again(&mut self, id: AttemptId) -> bool {
-        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.round < MOST_ROUNDS) else {
+        let may_come_back = |attempt: &&mut Attempt| attempt.round < MOST_ROUNDS && !attempt.adopted;
+        let Some(attempt) = self.attempts.get_mut(&id).filter(may_come_back) else {
             return false;
         };
         self.finished.push_back((Instant::now(), attempt.namespace.clone(), attempt.job.clone()));

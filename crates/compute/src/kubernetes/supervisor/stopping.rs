@@ -51,7 +51,7 @@ impl Supervisor {
             attempt.stopped_at = Instant::now();
             if attempt.stage != Stage::Submitting {
                 there.push(*id);
-            } else if attempt.cancel_order() {
+            } else if !attempt.adopted && attempt.cancel_order() {
                 taken_back.push(*id);
             }
         }

@@ -35,6 +35,7 @@ impl Supervisor {
         self.remove_finished();
         self.end_patience();
         self.press_on();
+        self.look_for_adopted();
         let again: Vec<AttemptId> = self.attempts.iter().filter(|(_, a)| a.delete_again).map(|(id, _)| *id).collect();
         self.delete(again);
         if self.explained_at.elapsed() >= EXPLAIN_EVERY {

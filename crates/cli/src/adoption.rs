@@ -1,0 +1,94 @@
+//! What a resumed run needs to go on with remote tasks that the engine of an earlier run left behind:
+//! for each such run its layers, made as its own engine would make them.
+
+use std::sync::Arc;
+
+use ferroflow_compute::adoption::{AdoptedEvents, Adopter};
+use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings};
+use ferroflow_compute::remote::Remote;
+use ferroflow_core::graph::Graph;
+use ferroflow_core::id::RunId;
+use ferroflow_core::metadata::RunRow;
+use ferroflow_core::port::{ComputeLayer, EventSink, MetadataStore};
+use ferroflow_core::run::ResumePlan;
+use ferroflow_engine::resume::left_behind;
+use ferroflow_store::remote::access::RemoteObjects;
+
+use crate::context::Context;
+use crate::datastore;
+use crate::layers;
+use crate::remote;
+use crate::report::Failure;
+
+/// The layer of tasks that end with their engine.
+pub const LOCAL: &str = "local";
+
+/// A run whose remote tasks may still run.
+pub struct LeftBehind {
+    row: RunRow,
+    kubernetes: Option<(Cluster, KubernetesSettings)>,
+}
+
+/// The runs that a resume takes over; none when nothing of them can still run.
+pub async fn find(
+    context: &Context,
+    metadata: &dyn MetadataStore,
+    plan: &ResumePlan,
+    graph: &Graph,
+) -> Result<Vec<LeftBehind>, Failure> {
+    let mut found = Vec::new();
+    for (run, on) in left_behind(plan, LOCAL) {
+        let row = metadata.run(&context.flow.name, &run)?;
+        let kubernetes = match on.contains("kubernetes") {
+            true => Some((
+                connect().await?,
+                layers::kubernetes_settings(context, graph_of(&row).as_ref().unwrap_or(graph))?,
+            )),
+            false => None,
+        };
+        found.push(LeftBehind { row, kubernetes });
+    }
+    Ok(found)
+}
+
+async fn connect() -> Result<Cluster, Failure> {
+    Cluster::connect().await.map_err(|fault| {
+        Failure::new(
+            layers::HEADLINE,
+            format!(
+                "the run to resume has tasks on Kubernetes that may still run, and they cannot be asked for: {fault}"
+            ),
+        )
+    })
+}
+
+/// The flow as that run had it: with the namespaces that it used.
+fn graph_of(row: &RunRow) -> Option<Graph> {
+    Graph::build(serde_json::from_str(&row.graph).ok()?).ok()
+}
+
+impl LeftBehind {
+    pub fn run(&self) -> &RunId {
+        &self.row.run
+    }
+
+    /// The run's layers, for run `adopter`.
+    pub fn layers(
+        self,
+        context: &Context,
+        adopter: &RunId,
+        events: &Arc<dyn EventSink>,
+    ) -> Result<Vec<(RunId, Arc<dyn ComputeLayer>)>, Failure> {
+        let Some((cluster, mut settings)) = self.kubernetes else { return Ok(Vec::new()) };
+        let run = self.row.run.clone();
+        let location = datastore::of_run(&context.config, &self.row, &context.root);
+        let Some(objects) = RemoteObjects::of(&location)? else { return Ok(Vec::new()) };
+        let events = AdoptedEvents::new(events.clone());
+        let store = datastore::recorded(&location).unwrap_or(location);
+        let remote = remote::settings(context, &run, &store)?;
+        let remote = Arc::new(Remote::adopted(remote, adopter.clone(), Arc::new(objects), events.clone()));
+        layers::identify(context, &mut settings, &run, self.row.created_at)?;
+        let layer = Arc::new(KubernetesLayer::new(cluster, settings, remote.clone(), events.clone()));
+        Ok(vec![(run, Arc::new(Adopter::new(layer, remote, events)))])
+    }
+}
