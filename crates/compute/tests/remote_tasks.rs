@@ -12,6 +12,7 @@ use ferroflow_core::id::{AttemptId, RunId, StepName, TaskId};
 use ferroflow_core::log_segment::RunKeys;
 use ferroflow_core::port::{
     EventSink, Later, LayerEvent, ObjectAccess, ObjectEntry, ObjectError, RemoteSign, RemoteTasks, Stream, TellSign,
+    Versioned,
 };
 use ferroflow_core::task::{InputRef, StoreLocation, TaskDecorator, TaskLaunch, TaskSpec};
 
@@ -73,6 +74,32 @@ impl ObjectAccess for Bucket {
         })
     }
 
+    /// Contents are their own version.
+    fn get_versioned<'a>(&'a self, key: &'a str) -> Later<'a, Result<Option<Versioned>, ObjectError>> {
+        Box::pin(async move {
+            let found = self.get_from(key, 0).await?;
+            Ok(found.map(|data| (data.clone(), String::from_utf8_lossy(&data).into_owned())))
+        })
+    }
+
+    fn replace<'a>(
+        &'a self,
+        key: &'a str,
+        data: Vec<u8>,
+        version: Option<&'a str>,
+    ) -> Later<'a, Result<Option<String>, ObjectError>> {
+        Box::pin(async move {
+            self.check()?;
+            let there = self.objects.lock().expect("lock").get(key).cloned();
+            if there.as_deref() != version.map(str::as_bytes) {
+                return Ok(None);
+            }
+            let text = String::from_utf8_lossy(&data).into_owned();
+            self.put(key, data, false).await?;
+            Ok(Some(text))
+        })
+    }
+
     fn list<'a>(&'a self, prefix: &'a str) -> Later<'a, Result<Vec<ObjectEntry>, ObjectError>> {
         Box::pin(async move {
             self.lists.fetch_add(1, Ordering::SeqCst);
@@ -97,6 +124,7 @@ impl ObjectAccess for Bucket {
 struct Events {
     lines: Mutex<Vec<(AttemptId, Stream, String, Instant)>>,
     notices: Mutex<Vec<String>>,
+    taken_over: Mutex<Vec<String>>,
 }
 
 impl Events {
@@ -120,6 +148,10 @@ impl EventSink for Events {
             LayerEvent::Notice { text } => self.notices.lock().expect("lock").push(text),
             other => panic!("unexpected {other:?}"),
         }
+    }
+
+    fn taken_over(&self, text: String) {
+        self.taken_over.lock().expect("lock").push(text);
     }
 }
 
@@ -419,4 +451,34 @@ async fn the_lease_is_renewed_while_the_engine_lives() {
     let last = lease();
     tokio::time::sleep(Duration::from_millis(900)).await;
     assert_eq!(lease(), last, "a dropped lease is not renewed");
+}
+
+#[tokio::test]
+async fn of_two_engines_that_renew_one_lease_the_first_loses() {
+    let lab = Lab::new();
+    let settings = RemoteSettings { lease: Duration::from_secs(2), ..lab.settings() };
+    let first = Remote::new(settings.clone(), lab.bucket.clone(), lab.events.clone());
+    first.container(&launch(1, 1), "kubernetes").await.expect("container");
+
+    // The second would renew every ten minutes, were it not for the containers of the first.
+    let lazy = RemoteSettings { lease: Duration::from_secs(7200), ..settings };
+    let other = Arc::new(Events::default());
+    let second = Remote::adopted(lazy, RunId::from("8"), lab.bucket.clone(), other.clone());
+    second.adopt(&StepName::from("train"), AttemptId { task: TaskId(1), attempt: 0 });
+    wait_for("the first to learn of it", || !lab.events.taken_over.lock().expect("lock").is_empty()).await;
+    assert_eq!(
+        *lab.events.taken_over.lock().expect("lock"),
+        [
+            "run 7 was taken over by run 8 while this engine did not renew its lease (it was stopped, or its machine slept)"
+        ]
+    );
+    let lease = || {
+        let objects = lab.bucket.objects.lock().expect("lock");
+        serde_json::from_slice::<serde_json::Value>(&objects["F/runs/laptop/7/lease"]).expect("JSON")
+    };
+    assert_eq!((lease()["epoch"].as_u64(), lease()["holder"].as_str()), (Some(2), Some("8")));
+    assert_eq!(lease()["lease_seconds"].as_f64(), Some(2.0));
+    let renewal = lease()["renewal"].as_u64();
+    wait_for("a renewal", || lease()["renewal"].as_u64() > renewal).await;
+    assert!(other.taken_over.lock().expect("lock").is_empty());
 }

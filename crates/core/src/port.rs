@@ -164,6 +164,9 @@ pub enum ObjectError {
     Unavailable(String),
 }
 
+/// An object's contents and their version.
+pub type Versioned = (Vec<u8>, String);
+
 /// The artifact store as plain objects, for what remote tasks need: code packages and logs.
 pub trait ObjectAccess: Send + Sync {
     /// Writes an object. With `only_if_absent` one that is there already stays (`false`).
@@ -171,7 +174,7 @@ pub trait ObjectAccess: Send + Sync {
     /// The bytes from `from` on; `None` when there is no such object.
     fn get_from<'a>(&'a self, key: &'a str, from: u64) -> Later<'a, Result<Option<Vec<u8>>, ObjectError>>;
     /// An object and its version, which `replace` takes.
-    fn get_versioned<'a>(&'a self, key: &'a str) -> Later<'a, Result<Option<(Vec<u8>, String)>, ObjectError>> {
+    fn get_versioned<'a>(&'a self, key: &'a str) -> Later<'a, Result<Option<Versioned>, ObjectError>> {
         Box::pin(async move { Ok(self.get_from(key, 0).await?.map(|data| (data, String::new()))) })
     }
     /// Writes an object if it still has that version (`None`: if there is none) and returns its new

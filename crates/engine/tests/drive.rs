@@ -21,6 +21,9 @@ type Shared<T> = Arc<Mutex<T>>;
 struct Memory {
     records: Mutex<Vec<Record>>,
     full: bool,
+    /// Another engine takes the run over after so many writes.
+    taken_after: Option<usize>,
+    writes: Mutex<usize>,
 }
 
 impl MetadataStore for Memory {
@@ -30,6 +33,11 @@ impl MetadataStore for Memory {
     fn record(&self, _flow: &str, _run: &RunId, records: &[Record]) -> Result<(), MetadataError> {
         if self.full {
             return Err(MetadataError::Unavailable("the disk is full".to_owned()));
+        }
+        let mut writes = self.writes.lock().expect("no test panicked");
+        *writes += 1;
+        if self.taken_after.is_some_and(|most| *writes > most) {
+            return Err(MetadataError::TakenOver("run 1 was taken over by run 2".to_owned()));
         }
         self.records.lock().expect("no test panicked").extend_from_slice(records);
         Ok(())
@@ -194,4 +202,61 @@ fn a_stop_request_cancels_the_run() {
     let end = scene.result.expect("an end");
     assert_eq!((end.state, end.signal.as_deref()), (RunState::Cancelled, Some("SIGINT")));
     assert!(matches!(scene.records.last(), Some(Record::RunState { state: RunState::Cancelled, .. })));
+}
+
+/// Plays `two_steps` on a layer whose tasks outlive the engine; returns what was recorded when each
+/// task was submitted, too.
+fn play_outliving(answer: Answer, memory: Memory) -> (Scene, Vec<usize>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (mailbox, letters) = Mailbox::new();
+        let memory = Arc::new(memory);
+        let (known, seen) = (Shared::<Vec<usize>>::default(), memory.clone());
+        let noted = known.clone();
+        let looking: Answer = Box::new(move |launch| {
+            let records = seen.records.lock().expect("no test panicked");
+            let of_task = |record: &&Record| {
+                matches!(record, Record::Task(task) if task.task == launch.id.task && task.state == AttemptState::Starting)
+            };
+            noted.lock().expect("no test panicked").push(records.iter().filter(of_task).count());
+            answer(launch)
+        });
+        let layer = Arc::new(RecordingLayer::answering(mailbox, looking).outliving());
+        let machine = Run::new(samples::graph(samples::two_steps()), world::settings(4), None).expect("a machine");
+        let screen = Shared::default();
+        let parts = Parts {
+            layer: layer.clone(),
+            metadata: memory.clone(),
+            logs: Arc::new(Logs::default()),
+            console: Box::new(Screen(screen.clone())),
+            flow: "F".to_owned(),
+            run: RunId::from("1"),
+            max_log_size: 10,
+        };
+        let (_stops, stop_receiver) = unbounded_channel();
+        let result = drive(parts, machine, letters, stop_receiver).await;
+        let screen = screen.lock().expect("no test panicked").clone();
+        let records = memory.records.lock().expect("no test panicked").clone();
+        let known = known.lock().expect("no test panicked").clone();
+        (Scene { result, screen, records, logs: BTreeMap::new(), layer }, known)
+    })
+}
+
+#[test]
+fn a_task_that_outlives_the_engine_is_recorded_before_it_is_submitted() {
+    let began = std::time::Instant::now();
+    let (scene, known) = play_outliving(good(), Memory::default());
+    assert_eq!(scene.result.expect("an end").state, RunState::Done);
+    assert_eq!(known, [1, 1]);
+    // A record alone may wait 100 ms for others to share its transaction.
+    assert!(began.elapsed() < std::time::Duration::from_millis(150), "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_engine_that_lost_its_run_lets_its_tasks_go() {
+    let (scene, _) = play_outliving(good(), Memory { taken_after: Some(1), ..Memory::default() });
+    assert_eq!(scene.result.expect_err("taken over").to_string(), "run 1 was taken over by run 2");
+    assert!(scene.layer.has_let_go() && !scene.layer.is_shut_down());
+    assert_eq!(scene.layer.submitted().len(), 1, "nothing was submitted after that");
+    assert_eq!(scene.layer.stops(), []);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use ferroflow_core::id::AttemptId;
-use ferroflow_core::port::{ComputeLayer, EventSink, Later, LayerEvent, StopSignal};
+use ferroflow_core::port::{Adoption, ComputeLayer, EventSink, Later, LayerEvent, StopSignal};
 use ferroflow_core::task::{AttemptReport, Cause, CauseKind, TaskLaunch};
 
 /// Says what becomes of an attempt; `None` leaves it running.
@@ -16,6 +16,7 @@ pub struct RecordingLayer {
     sink: Arc<dyn EventSink>,
     answer: Option<Answer>,
     capacity: usize,
+    outlives: bool,
     state: Mutex<State>,
 }
 
@@ -24,13 +25,20 @@ struct State {
     submitted: Vec<TaskLaunch>,
     stops: Vec<(Vec<AttemptId>, StopSignal)>,
     out: BTreeMap<AttemptId, bool>,
+    adopted: Vec<Adoption>,
     is_shut_down: bool,
+    has_let_go: bool,
 }
 
 impl RecordingLayer {
     /// Tasks run until the test says what became of them.
     pub fn new(sink: Arc<dyn EventSink>) -> Self {
-        Self { sink, answer: None, capacity: 2, state: Mutex::default() }
+        Self { sink, answer: None, capacity: 2, outlives: false, state: Mutex::default() }
+    }
+
+    /// The same; its tasks go on when the engine dies, and can be adopted, as on a cluster.
+    pub fn outliving(self) -> Self {
+        Self { outlives: true, ..self }
     }
 
     /// Tasks start and finish as `answer` says, within `submit`.
@@ -59,6 +67,16 @@ impl RecordingLayer {
 
     pub fn is_shut_down(&self) -> bool {
         self.state().is_shut_down
+    }
+
+    /// Whether it was ended for an engine that lost its run.
+    pub fn has_let_go(&self) -> bool {
+        self.state().has_let_go
+    }
+
+    /// Every adoption so far, in order.
+    pub fn adopted(&self) -> Vec<Adoption> {
+        self.state().adopted.clone()
     }
 
     pub fn start(&self, id: AttemptId, pid: u32) {
@@ -127,6 +145,25 @@ impl ComputeLayer for RecordingLayer {
     fn shut_down(&self) -> Later<'_, ()> {
         self.stop(&self.running(), StopSignal::Kill);
         self.state().is_shut_down = true;
+        Box::pin(async {})
+    }
+
+    fn outlives_engine(&self, _launch: &TaskLaunch) -> bool {
+        self.outlives
+    }
+
+    /// Its events come under the attempt's own id, as of a layer that was made for the other run.
+    fn adopt(&self, adoption: Adoption) -> bool {
+        if self.outlives {
+            let mut state = self.state();
+            state.out.insert(adoption.attempt, false);
+            state.adopted.push(adoption);
+        }
+        self.outlives
+    }
+
+    fn let_go(&self) -> Later<'_, ()> {
+        self.state().has_let_go = true;
         Box::pin(async {})
     }
 

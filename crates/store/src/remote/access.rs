@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ferroflow_core::id::{AttemptId, RunId};
-use ferroflow_core::port::{Later, LogPlace, ObjectAccess, ObjectEntry, ObjectError};
+use ferroflow_core::port::{Later, LogPlace, ObjectAccess, ObjectEntry, ObjectError, Versioned};
 use ferroflow_core::task::{StoreLocation, TaskOutcome};
 use futures::TryStreamExt;
 use object_store::{GetOptions, GetRange, PutMode, PutOptions, PutPayload};
@@ -126,7 +126,7 @@ impl ObjectAccess for RemoteObjects {
         Box::pin(self.read_from(key, from))
     }
 
-    fn get_versioned<'a>(&'a self, key: &'a str) -> Later<'a, Result<Option<(Vec<u8>, String)>, ObjectError>> {
+    fn get_versioned<'a>(&'a self, key: &'a str) -> Later<'a, Result<Option<Versioned>, ObjectError>> {
         Box::pin(self.read_versioned(key))
     }
 
