@@ -6,10 +6,11 @@ use std::sync::Arc;
 use ferroflow_compute::adoption::{AdoptedEvents, Adopter};
 use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings};
 use ferroflow_compute::remote::Remote;
+use ferroflow_compute::routing::LayerOfRun;
 use ferroflow_core::graph::Graph;
 use ferroflow_core::id::RunId;
 use ferroflow_core::metadata::RunRow;
-use ferroflow_core::port::{ComputeLayer, EventSink, MetadataStore};
+use ferroflow_core::port::{EventSink, MetadataStore};
 use ferroflow_core::run::ResumePlan;
 use ferroflow_engine::resume::left_behind;
 use ferroflow_store::remote::access::RemoteObjects;
@@ -78,7 +79,7 @@ impl LeftBehind {
         context: &Context,
         adopter: &RunId,
         events: &Arc<dyn EventSink>,
-    ) -> Result<Vec<(RunId, Arc<dyn ComputeLayer>)>, Failure> {
+    ) -> Result<Vec<LayerOfRun>, Failure> {
         let Some((cluster, mut settings)) = self.kubernetes else { return Ok(Vec::new()) };
         let run = self.row.run.clone();
         let location = datastore::of_run(&context.config, &self.row, &context.root);

@@ -8,6 +8,9 @@ use ferroflow_core::id::{AttemptId, RunId, StepName};
 use ferroflow_core::port::{Adoption, ComputeLayer, Later, StopSignal};
 use ferroflow_core::task::TaskLaunch;
 
+/// A layer that was made for another run.
+pub type LayerOfRun = (RunId, Arc<dyn ComputeLayer>);
+
 /// Sends tasks on. All layers share the event sink.
 pub struct RoutingLayer {
     local: Arc<dyn ComputeLayer>,
@@ -16,7 +19,7 @@ pub struct RoutingLayer {
     /// Index into `remote` by step; steps that are missing run locally.
     routes: HashMap<StepName, usize>,
     /// Layers of other runs, by run and by the layer's name: they follow what those runs left behind.
-    adopters: Vec<(RunId, Arc<dyn ComputeLayer>)>,
+    adopters: Vec<LayerOfRun>,
     /// Attempts that went to a remote layer (those of `adopters` come after `remote`); forgotten when they are stopped for good or the
     /// task's next attempt is submitted.
     went: Mutex<HashMap<AttemptId, usize>>,
@@ -35,7 +38,7 @@ impl RoutingLayer {
     }
 
     /// The same, able to take up what the engines of other runs left behind.
-    pub fn adopting(self, adopters: Vec<(RunId, Arc<dyn ComputeLayer>)>) -> Self {
+    pub fn adopting(self, adopters: Vec<LayerOfRun>) -> Self {
         Self { adopters, ..self }
     }
 

@@ -203,7 +203,7 @@ impl Driver {
 
     fn record_metadata(&self, id: AttemptId, name: String, value: String) {
         let Some(Some((step, _))) = self.labels.get(index(id)) else { return };
-        self.recorder.send(Record::Metadata(MetadataEntry {
+        let entry = Record::Metadata(MetadataEntry {
             step: step.clone(),
             task: id.task,
             attempt: id.attempt,
@@ -211,7 +211,8 @@ impl Driver {
             name,
             value,
             created_at: clock::now(),
-        }));
+        });
+        self.recorder.send(Box::new(entry));
     }
 
     fn take(&mut self, event: LayerEvent) {
@@ -327,7 +328,7 @@ impl Driver {
                         self.layer.stop(&at_once, signal);
                     }
                 }
-                Action::Record(record) => self.recorder.send(*record),
+                Action::Record(record) => self.recorder.send(record),
                 Action::Print(message) => self.print(&message, now),
                 Action::Finish(end) => self.end = Some(end),
             }

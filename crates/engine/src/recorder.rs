@@ -26,7 +26,7 @@ pub(crate) struct Recorder {
 }
 
 enum Entry {
-    Record(Record),
+    Record(Box<Record>),
     Barrier(u64),
 }
 
@@ -55,7 +55,7 @@ impl Recorder {
         Self { sender, thread }
     }
 
-    pub(crate) fn send(&self, record: Record) {
+    pub(crate) fn send(&self, record: Box<Record>) {
         // After a failed write the thread is gone; the failure itself was reported.
         let _ = self.sender.send(Entry::Record(record));
     }
@@ -116,7 +116,7 @@ fn gather(first: Entry, receiver: &Receiver<Entry>) -> (Vec<Record>, Option<u64>
     let mut next = Some(first);
     while let Some(entry) = next {
         match entry {
-            Entry::Record(record) => batch.push(record),
+            Entry::Record(record) => batch.push(*record),
             Entry::Barrier(number) => return (batch, Some(number)),
         }
         if batch.len() >= MOST_RECORDS {
