@@ -111,6 +111,7 @@ fn settings(context: &Context, graph: &Graph, admission: Admission) -> BatchSett
         default_image,
         environments,
         emit_tags: context.config.lookup.flag("METAFLOW_BATCH_EMIT_TAGS", false),
+        array_jobs: context.config.lookup.flag("FERROFLOW_BATCH_ARRAY_JOBS", false),
         kill_command: String::new(),
     }
 }

@@ -258,6 +258,16 @@ pub trait RemoteTasks: Send + Sync {
         let _ = (id, of_node);
         Box::pin(async {})
     }
+    /// Puts what several containers read where they can fetch it; gives address and SHA-256.
+    fn publish<'a>(
+        &'a self,
+        launch: &'a TaskLaunch,
+        data: Vec<u8>,
+        layer: &'a str,
+    ) -> Later<'a, Result<(String, String), ObjectError>> {
+        let _ = (launch, data);
+        Box::pin(async move { Err(ObjectError::Unavailable(format!("tasks of `{layer}` share nothing"))) })
+    }
     /// How an attempt ended, where its container has no termination message; `None` when it ended
     /// without saying anything.
     fn ending(&self, id: AttemptId) -> Later<'_, Result<Option<TerminationMessage>, ObjectError>> {

@@ -147,7 +147,17 @@ impl Service {
 
     /// One call, once, in its turn. A service that is busy slows all calls down.
     pub async fn call(&self, call: Call, body: &Value) -> Result<Value, BatchFault> {
+        self.turn(call).await;
+        self.call_now(call, body).await
+    }
+
+    /// Waits for the turn of a call.
+    pub async fn turn(&self, call: Call) {
         self.pace.turn(matches!(call, Call::SubmitJob)).await;
+    }
+
+    /// One call by somebody who has waited for its turn.
+    pub async fn call_now(&self, call: Call, body: &Value) -> Result<Value, BatchFault> {
         let listener = Listener::default();
         let sent = self.send(call, body.to_string().into_bytes(), listener.clone()).await;
         let answer = listener.0.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -1,14 +1,13 @@
 //! One attempt as the supervisor keeps it, from its order to its end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use ferroflow_core::port::StopSignal;
 use ferroflow_core::task::TaskLaunch;
 use tokio::time::Instant;
 
 use super::StepPlan;
-use super::submit::Order;
+use super::submit::{Order, OrderState};
 use super::view::Status;
 
 /// Submissions of one attempt whose addresses keep expiring.
@@ -49,7 +48,9 @@ pub struct Attempt {
     /// Answers in a row that did not know the job.
     pub missing: u32,
     pub round: u32,
-    cancelled: Arc<AtomicBool>,
+    /// Since when it was to be killed.
+    pub killed_at: Option<Instant>,
+    order: Arc<OrderState>,
 }
 
 impl Attempt {
@@ -69,17 +70,24 @@ impl Attempt {
             end_again: false,
             missing: 0,
             round: 0,
-            cancelled: Arc::default(),
+            killed_at: None,
+            order: Arc::default(),
         }
     }
 
     pub fn order(&self) -> Order {
-        Order { launch: self.launch.clone(), round: self.round, cancelled: self.cancelled.clone() }
+        Order { launch: self.launch.clone(), round: self.round, state: self.order.clone() }
     }
 
-    /// Keeps the order from going out, if it has not yet.
-    pub fn cancel_order(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+    /// Keeps the order from going out; `false` when it may have gone already.
+    pub fn cancel_order(&self) -> bool {
+        self.order.cancel()
+    }
+
+    /// Another submission of the same attempt.
+    pub fn begin_round(&mut self) {
+        self.round += 1;
+        self.order = Arc::default();
     }
 
     /// Its job is to be asked about.

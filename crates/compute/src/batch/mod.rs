@@ -5,6 +5,7 @@
 
 mod admission;
 mod api;
+mod array;
 mod attempt;
 mod definition;
 mod fargate;
@@ -20,6 +21,7 @@ mod view;
 mod waiting;
 
 pub mod listing;
+pub mod multinode;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -68,6 +70,8 @@ pub struct BatchSettings {
     pub environments: HashMap<StepName, BTreeMap<String, String>>,
     /// Say of what run a job is in tags, too.
     pub emit_tags: bool,
+    /// Submit tasks of a wide foreach together, as array jobs.
+    pub array_jobs: bool,
     /// How a user kills what is left, for sentences.
     pub kill_command: String,
 }

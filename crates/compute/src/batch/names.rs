@@ -17,6 +17,12 @@ pub fn job_name(of: &RunIdentity, step: &str, id: AttemptId, round: u32) -> Stri
     format!("{head}-{tail}")
 }
 
+/// Name of an array job, of its first task's and its last's number.
+pub fn array_name(first: &str, last: &str) -> String {
+    let name = format!("{first}-to-{last}");
+    if name.len() <= LONGEST { name } else { format!("{}-{}", &first[..LONGEST - 11], digest(&[first, last], 10)) }
+}
+
 /// What is within a job's name of one flow.
 pub fn mark_of_flow(flow: &str) -> String {
     format!("-{}-", kept(flow, 40))

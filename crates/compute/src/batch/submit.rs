@@ -2,22 +2,22 @@
 //! when the service was busy or away, and never twice (one that may have arrived is looked for by its
 //! name, which is the attempt's own).
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferroflow_core::decorator::batch::BatchOptions;
 use ferroflow_core::port::{ObjectError, RemoteContainer, RemoteTasks};
 use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::api::{BatchFault, Call, Service};
 use super::definition::DefinitionParts;
 use super::job::{JobParts, MOST_OVERRIDES, overrides_size, share_of};
-use super::{BatchSettings, StepPlan};
+use super::names::array_name;
+use super::{BatchSettings, StepPlan, array};
 
 /// Submissions under way at once.
 const AT_ONCE: usize = 8;
@@ -32,26 +32,69 @@ pub struct Submitter {
     pub remote: Arc<dyn RemoteTasks>,
     at_once: Semaphore,
     /// Name → ARN. Held while one is registered, so that it happens once.
-    definitions: Mutex<HashMap<String, String>>,
+    definitions: tokio::sync::Mutex<HashMap<String, String>>,
+}
+
+/// What is known once the store and the service have been asked.
+struct Ready {
+    plan: StepPlan,
+    container: RemoteContainer,
+    /// ARN.
+    definition: String,
 }
 
 /// One attempt on its way.
+#[derive(Clone)]
 pub struct Order {
     pub launch: Arc<TaskLaunch>,
     pub round: u32,
-    /// Set when the attempt is not wanted any more.
-    pub cancelled: Arc<AtomicBool>,
+    pub state: Arc<OrderState>,
 }
 
-impl Order {
+/// Whether an order may still be taken back.
+#[derive(Debug, Default)]
+pub struct OrderState(Mutex<Way>);
+
+#[derive(Debug, Default)]
+struct Way {
+    /// The request may have reached the service.
+    out: bool,
+    cancelled: bool,
+}
+
+impl OrderState {
+    fn way(&self) -> MutexGuard<'_, Way> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the order back; `false` when it may have gone out.
+    pub fn cancel(&self) -> bool {
+        let mut way = self.way();
+        way.cancelled = true;
+        !way.out
+    }
+
+    /// Lets the order go out, unless it was cancelled.
+    fn go_out(&self) -> bool {
+        let mut way = self.way();
+        way.out = way.out || !way.cancelled;
+        way.out
+    }
+
+    /// The service does not have it.
+    fn came_back(&self) {
+        self.way().out = false;
+    }
+
     fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        let way = self.way();
+        way.cancelled && !way.out
     }
 }
 
 impl Submitter {
     pub fn new(service: Service, settings: Arc<BatchSettings>, remote: Arc<dyn RemoteTasks>) -> Self {
-        Self { service, settings, remote, at_once: Semaphore::new(AT_ONCE), definitions: Mutex::default() }
+        Self { service, settings, remote, at_once: Semaphore::new(AT_ONCE), definitions: tokio::sync::Mutex::default() }
     }
 
     pub fn plan(&self, launch: &TaskLaunch) -> StepPlan {
@@ -72,38 +115,67 @@ impl Submitter {
     /// Submits the job and gives its id; `None` when the order was cancelled before that.
     pub async fn submit(&self, order: &Order) -> Result<Option<String>, Cause> {
         let _place = self.at_once.acquire().await.expect("the semaphore is never closed");
-        if order.is_cancelled() {
+        if order.state.is_cancelled() {
             return Ok(None);
         }
-        let launch = &order.launch;
-        let plan = self.plan(launch);
+        let ready = self.prepare(order).await?;
+        let job = self.request(order, &ready, &ready.container.environment);
+        let name = job["jobName"].as_str().unwrap_or_default().to_owned();
+        self.send(order, &job, &name, &ready.plan.queue.name).await
+    }
+
+    /// Submits attempts of one step together, in order of their index; the ids of their jobs.
+    pub async fn submit_array(&self, orders: &[Order]) -> Result<Vec<Option<String>>, Cause> {
+        let _place = self.at_once.acquire().await.expect("the semaphore is never closed");
+        let Some(first) = orders.first() else { return Ok(Vec::new()) };
+        let ready = self.prepare(first).await?;
+        let mut environments = vec![ready.container.environment.clone()];
+        for order in &orders[1..] {
+            environments.push(self.container(order, &ready.plan.options).await?.environment);
+        }
+        let (mut common, own) = array::split(&environments);
+        let shared = self.remote.publish(&first.launch, array::list(&own), "batch").await;
+        let (address, digest) = shared.map_err(|error| store_fault(&error))?;
+        common.insert("FERROFLOW_CHILDREN_URL".to_owned(), address);
+        common.insert("FERROFLOW_CHILDREN_SHA256".to_owned(), digest);
+        let single = self.request(first, &ready, &common);
+        let last = orders.last().map_or_else(String::new, |order| order.launch.id.task.to_string());
+        let name = array_name(single["jobName"].as_str().unwrap_or_default(), &last);
+        let job = array::request(single, &name, orders.len(), &common);
+        // One that is cancelled from now on is ended as a child.
+        let unstoppable = Order { state: Arc::default(), ..first.clone() };
+        let id = self.send(&unstoppable, &job, &name, &ready.plan.queue.name).await?;
+        Ok((0..orders.len()).map(|index| id.as_ref().map(|id| array::child_id(id, index))).collect())
+    }
+
+    async fn container(&self, order: &Order, options: &BatchOptions) -> Result<RemoteContainer, Cause> {
+        let container = self.remote.container(&order.launch, "batch").await;
+        let mut container = container.map_err(|error| store_fault(&error))?;
+        container.environment.insert("FERROFLOW_IMAGE".to_owned(), self.image(options));
+        Ok(container)
+    }
+
+    async fn prepare(&self, order: &Order) -> Result<Ready, Cause> {
+        let plan = self.plan(&order.launch);
+        let container = self.container(order, &plan.options).await?;
         let image = self.image(&plan.options);
-        let mut container = self.remote.container(launch, "batch").await.map_err(|error| store_fault(&error))?;
-        container.environment.insert("FERROFLOW_IMAGE".to_owned(), image.clone());
-        let definition = self.definition(launch, &plan, &image, &container).await?;
-        let parts = JobParts {
+        let definition = self.definition(&order.launch, &plan, &image, &container).await?;
+        Ok(Ready { plan, container, definition })
+    }
+
+    fn request(&self, order: &Order, ready: &Ready, environment: &BTreeMap<String, String>) -> Value {
+        JobParts {
             identity: &self.settings.identity,
-            options: &plan.options,
-            launch,
-            environment: &container.environment,
-            queue: &plan.queue.name,
-            definition: &definition,
-            share: self.share(&plan),
+            options: &ready.plan.options,
+            launch: &order.launch,
+            environment,
+            queue: &ready.plan.queue.name,
+            definition: &ready.definition,
+            share: self.share(&ready.plan),
             emit_tags: self.settings.emit_tags,
             round: order.round,
-        };
-        let job = parts.request();
-        let size = overrides_size(&job);
-        if size > MOST_OVERRIDES {
-            return Err(Cause::new(
-                CauseKind::Refused,
-                format!(
-                    "AWS Batch takes {MOST_OVERRIDES} characters of variables for a job, and this one needs {size}: a \
-                     datastore's address or credentials with a long session token may be why"
-                ),
-            ));
         }
-        self.send(order, &job, &parts.name(), &plan.queue.name).await
+        .request()
     }
 
     fn share(&self, plan: &StepPlan) -> Option<String> {
@@ -162,13 +234,15 @@ impl Submitter {
     }
 
     async fn send(&self, order: &Order, job: &Value, name: &str, queue: &str) -> Result<Option<String>, Cause> {
+        check_size(job)?;
         let mut away_since = None;
         let mut pause = Duration::from_millis(200);
         loop {
-            if order.is_cancelled() && away_since.is_none() {
+            self.service.turn(Call::SubmitJob).await;
+            if !order.state.go_out() {
                 return Ok(None);
             }
-            let fault = match self.service.call(Call::SubmitJob, job).await {
+            let fault = match self.service.call_now(Call::SubmitJob, job).await {
                 Ok(answer) => match answer["jobId"].as_str() {
                     Some(id) => return Ok(Some(id.to_owned())),
                     None => BatchFault::Invalid("the answer to SubmitJob has no job id".to_owned()),
@@ -178,7 +252,7 @@ impl Submitter {
             match &fault {
                 BatchFault::Busy(_) => {
                     away_since = None;
-                    continue; // the pace waits
+                    order.state.came_back(); // the pace waits
                 }
                 BatchFault::Unavailable(_) => {
                     let since = *away_since.get_or_insert_with(Instant::now);
@@ -193,12 +267,27 @@ impl Submitter {
                             return Ok(found);
                         }
                         away_since = None;
+                        order.state.came_back();
                     }
                 }
                 fault => return Err(refusal("submit the job", "batch:SubmitJob", &self.service.place, fault)),
             }
         }
     }
+}
+
+fn check_size(job: &Value) -> Result<(), Cause> {
+    let size = overrides_size(job);
+    if size <= MOST_OVERRIDES {
+        return Ok(());
+    }
+    Err(Cause::new(
+        CauseKind::Refused,
+        format!(
+            "AWS Batch takes {MOST_OVERRIDES} characters of variables for a job, and this one needs {size}: a datastore's \
+             address or credentials with a long session token may be why"
+        ),
+    ))
 }
 
 /// The id of a job by its name, if it is in the queue.

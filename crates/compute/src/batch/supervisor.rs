@@ -3,6 +3,7 @@
 //! comes back as a message.
 
 mod ending;
+mod gathering;
 mod polling;
 mod stopping;
 
@@ -50,6 +51,8 @@ pub enum Message {
         result: Result<(), BatchFault>,
     },
     Queues(Result<Vec<QueueView>, BatchFault>),
+    /// Those gathered so far are to go out.
+    Gathered,
 }
 
 pub struct Supervisor {
@@ -61,9 +64,15 @@ pub struct Supervisor {
     submitter: Arc<Submitter>,
     attempts: HashMap<AttemptId, Attempt>,
     polling: polling::Polling,
+    /// Attempts that are to be submitted together with others.
+    gathering: Vec<AttemptId>,
     /// Queues are being read, or were at that time.
     explaining: bool,
     explained_at: Option<Instant>,
+    /// Tasks that were to be killed, and whose end nobody has confirmed.
+    unconfirmed: usize,
+    /// What was told last of jobs that could not be ended.
+    not_ended: Option<String>,
     /// Ending until then, and who waits for it.
     closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
@@ -90,8 +99,11 @@ impl Supervisor {
             submitter,
             attempts: HashMap::new(),
             polling: polling::Polling::default(),
+            gathering: Vec::new(),
             explaining: false,
             explained_at: None,
+            unconfirmed: 0,
+            not_ended: None,
             closing: None,
         }
     }
@@ -132,12 +144,14 @@ impl Supervisor {
             Message::Read { id, read } => self.was_read(id, *read),
             Message::Ended { ids, result } => self.ended_by_us(&ids, &result),
             Message::Queues(result) => self.explained(result),
+            Message::Gathered => self.send_gathered(),
         }
     }
 
     fn tick(&mut self) {
         let again: Vec<AttemptId> = self.attempts.iter().filter(|(_, a)| a.end_again).map(|(id, _)| *id).collect();
         self.end(again);
+        self.give_up();
         self.ask_why();
     }
 
@@ -154,7 +168,11 @@ impl Supervisor {
         }
         let plan = self.submitter.plan(&launch);
         self.attempts.insert(id, Attempt::new(launch, plan));
-        self.send_order(id);
+        if self.settings.array_jobs {
+            self.gather(id);
+        } else {
+            self.send_order(id);
+        }
     }
 
     /// Sends the current round of an attempt to the service.

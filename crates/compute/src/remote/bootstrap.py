@@ -102,10 +102,21 @@ def check_library():
     end("the image `%s` has another C library than glibc (Alpine has musl): choose one such as python:3.11-slim" % IMAGE)
 
 
+def take_own():
+    # One job for many tasks: what is this one's own is in a list, by the job's index.
+    url = os.environ.pop("FERROFLOW_CHILDREN_URL", "")
+    if url:
+        import json
+
+        children = fetch("the list of tasks", url, os.environ.pop("FERROFLOW_CHILDREN_SHA256"))
+        os.environ.update(json.loads(children.decode())[int(os.environ["AWS_BATCH_JOB_ARRAY_INDEX"])])
+
+
 def main():
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < (3, 11):
         end("the image `%s` has Python %s; a task needs Python 3.11 or newer" % (IMAGE, version))
+    take_own()
     take = os.environ.pop
     code = fetch("the code package", take("FERROFLOW_CODE_URL"), take("FERROFLOW_CODE_SHA256"))
     spec = take("FERROFLOW_TASK_SPEC", "")

@@ -332,6 +332,20 @@ impl RemoteTasks for Remote {
         })
     }
 
+    fn publish<'a>(
+        &'a self,
+        launch: &'a TaskLaunch,
+        data: Vec<u8>,
+        layer: &'a str,
+    ) -> Later<'a, Result<(String, String), ObjectError>> {
+        Box::pin(async move {
+            let digest = hex(&Sha256::digest(&data));
+            let key = format!("{}shared-{digest}", self.keys.step_prefix(launch.spec.step.as_str()));
+            self.objects.put(&key, data, false).await?;
+            Ok((self.sign(&key, layer).await?, digest))
+        })
+    }
+
     fn ending(&self, id: AttemptId) -> Later<'_, Result<Option<TerminationMessage>, ObjectError>> {
         Box::pin(Remote::ending(self, id))
     }

@@ -111,7 +111,7 @@ impl Supervisor {
             self.end(vec![id]);
         }
         if let Some(attempt) = self.attempts.remove(&id) {
-            attempt.cancel_order();
+            let _ended_when_it_arrives = attempt.cancel_order();
         }
         self.events.send(LayerEvent::Lost { id, cause });
     }
@@ -122,7 +122,7 @@ impl Supervisor {
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.round < MOST_ROUNDS) else {
             return false;
         };
-        attempt.round += 1;
+        attempt.begin_round();
         self.send_order(id);
         true
     }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::api::{BatchFault, Call, Service};
-use super::super::attempt::Stage;
+use super::super::attempt::{Attempt, Stage};
 use super::{CLOSING, Message, Supervisor, cancelled};
 
 /// Requests under way at once.
@@ -37,6 +37,7 @@ async fn terminate(service: &Service, jobs: &[String], why: &str) -> Result<(), 
 impl Supervisor {
     pub(super) fn stop(&mut self, ids: &[AttemptId], signal: StopSignal) {
         let mut there = Vec::new();
+        let mut never_out = Vec::new();
         for id in ids {
             let Some(attempt) = self.attempts.get_mut(id) else { continue };
             if attempt.stage == Stage::Ending {
@@ -46,14 +47,43 @@ impl Supervisor {
             if first || signal == StopSignal::Kill {
                 attempt.stop = Some(signal);
             }
+            if signal == StopSignal::Kill {
+                attempt.killed_at.get_or_insert_with(Instant::now);
+            }
             if attempt.stage == Stage::Submitting {
-                attempt.cancel_order();
+                if attempt.cancel_order() {
+                    never_out.push(*id);
+                }
             } else if first {
                 // There is no firmer request: AWS Batch kills what does not end by itself.
                 there.push(*id);
             }
         }
+        for id in never_out {
+            self.lose(id, cancelled());
+        }
         self.end(there);
+    }
+
+    /// Gives up those that were to be killed and of whose end nothing is heard.
+    pub(super) fn give_up(&mut self) {
+        let over = |a: &Attempt| a.stage != Stage::Ending && a.killed_at.is_some_and(|at| at.elapsed() >= CLOSING);
+        let over: Vec<AttemptId> = self.attempts.iter().filter(|(_, a)| over(a)).map(|(id, _)| *id).collect();
+        for id in over {
+            self.forget(id);
+        }
+    }
+
+    fn forget(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.remove(&id) else { return };
+        let never_out = attempt.stage == Stage::Submitting && attempt.cancel_order();
+        self.unconfirmed += usize::from(attempt.stage != Stage::Ending && !never_out);
+        let cause = if attempt.told_started {
+            Cause::new(CauseKind::Cancelled, "stopped, but AWS Batch has not said that it ended")
+        } else {
+            cancelled()
+        };
+        self.events.send(LayerEvent::Lost { id, cause });
     }
 
     /// Ends the jobs of attempts; the answer comes as a message.
@@ -87,7 +117,11 @@ impl Supervisor {
                 attempt.end_again = fault.may_pass();
             }
         }
-        self.events.send(LayerEvent::Notice { text: format!("AWS Batch did not end tasks: {fault}") });
+        let text = format!("AWS Batch did not end tasks: {fault}");
+        if self.not_ended.as_ref() != Some(&text) {
+            self.not_ended = Some(text.clone());
+            self.events.send(LayerEvent::Notice { text });
+        }
     }
 
     pub(super) fn shut_down(&mut self, done: oneshot::Sender<()>) {
@@ -102,20 +136,11 @@ impl Supervisor {
     /// The last words of the layer: nothing of the run is left, or it is said what is.
     pub(super) fn close(&mut self) {
         let left: Vec<AttemptId> = self.attempts.keys().copied().collect();
-        let mut alive = 0;
         for id in left {
-            let Some(attempt) = self.attempts.remove(&id) else { continue };
-            attempt.cancel_order();
-            alive += usize::from(attempt.stage != Stage::Ending);
-            let cause = if attempt.told_started {
-                Cause::new(CauseKind::Cancelled, "stopped, but AWS Batch has not said that it ended")
-            } else {
-                cancelled()
-            };
-            self.events.send(LayerEvent::Lost { id, cause });
+            self.forget(id);
         }
-        if alive > 0 {
-            self.events.send(LayerEvent::Notice { text: self.what_is_left(alive) });
+        if self.unconfirmed > 0 {
+            self.events.send(LayerEvent::Notice { text: self.what_is_left(self.unconfirmed) });
         }
     }
 

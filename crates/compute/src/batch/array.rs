@@ -1,0 +1,100 @@
+//! Array jobs: many tasks of one step as one submission. What is the same for all is in the job's
+//! variables; what is each task's own is a list in the store, of which a container takes the entry of
+//! its index. After the submission each child is a job like any other, named `<array>:<index>`.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::definition::variables;
+
+/// Fewer are submitted one by one.
+pub const LEAST: usize = 8;
+/// More are several arrays: every container reads the whole list.
+pub const MOST: usize = 100;
+
+type Variables = BTreeMap<String, String>;
+
+/// The id of a child by its index.
+pub fn child_id(array: &str, index: usize) -> String {
+    format!("{array}:{index}")
+}
+
+/// What all have, and what each has of its own, in order.
+pub fn split(environments: &[Variables]) -> (Variables, Vec<Variables>) {
+    let Some(first) = environments.first() else { return Default::default() };
+    let same = |name: &String, value: &String| environments.iter().all(|other| other.get(name) == Some(value));
+    let common: Variables =
+        first.iter().filter(|(name, value)| same(name, value)).map(|(n, v)| (n.clone(), v.clone())).collect();
+    let own = |of: &Variables| -> Variables {
+        of.iter().filter(|(name, _)| !common.contains_key(*name)).map(|(n, v)| (n.clone(), v.clone())).collect()
+    };
+    let own = environments.iter().map(own).collect();
+    (common, own)
+}
+
+/// The list that containers read.
+pub fn list(own: &[Variables]) -> Vec<u8> {
+    json!(own).to_string().into_bytes()
+}
+
+/// The request for all of them, made of the first one's.
+pub fn request(mut first: Value, name: &str, children: usize, environment: &Variables) -> Value {
+    first["jobName"] = json!(name);
+    first["arrayProperties"] = json!({ "size": children });
+    first["containerOverrides"] = json!({ "environment": variables(environment) });
+    if let Some(parameters) = first["parameters"].as_object_mut() {
+        // The children's own are in their list; a job is found by its flow, run, step and user.
+        parameters.remove("metaflow.task_id");
+        parameters.remove("metaflow.retry_count");
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> Variables {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn each_child_finds_its_own_by_its_index() {
+        let environments: Vec<Variables> =
+            (0..3).map(|n| environment(&[("CODE", "x"), ("SPEC", &format!("task {n}"))])).collect();
+        let (common, own) = split(&environments);
+        assert_eq!(common, environment(&[("CODE", "x")]));
+        let listed: Value = serde_json::from_slice(&list(&own)).expect("JSON");
+        assert_eq!(listed[2], json!({"SPEC": "task 2"}));
+        for (index, whole) in environments.iter().enumerate() {
+            let mut together = common.clone();
+            together.extend(own[index].clone());
+            assert_eq!(together, *whole);
+        }
+        assert_eq!(child_id("a-1", 7), "a-1:7");
+    }
+
+    #[test]
+    fn one_that_lacks_a_variable_gets_none() {
+        let (common, own) = split(&[environment(&[("A", "1"), ("B", "2")]), environment(&[("A", "1")])]);
+        assert_eq!((common, own), (environment(&[("A", "1")]), vec![environment(&[("B", "2")]), environment(&[])]));
+    }
+
+    #[test]
+    fn the_request_has_a_size_and_only_what_all_share() {
+        let first = json!({
+            "jobName": "one", "jobQueue": "q", "jobDefinition": "d",
+            "containerOverrides": {"environment": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]},
+            "parameters": {"metaflow.run_id": "3", "metaflow.task_id": "7", "metaflow.retry_count": "0"},
+        });
+        assert_eq!(
+            request(first, "all", 9, &environment(&[("A", "1")])),
+            json!({
+                "jobName": "all", "jobQueue": "q", "jobDefinition": "d", "arrayProperties": {"size": 9},
+                "containerOverrides": {"environment": [{"name": "A", "value": "1"}]},
+                "parameters": {"metaflow.run_id": "3"},
+            })
+        );
+    }
+}
