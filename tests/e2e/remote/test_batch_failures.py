@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from batch_tools import BatchApi, is_alive
+from batch_tools import Answer, BatchApi, Body, door, is_alive
 from harness import client, finish, run_flow, start, wait_until, write_flow
 
 pytestmark = pytest.mark.cluster
@@ -89,7 +90,7 @@ def test_an_image_without_python_fails_at_once(folder: Path, batch: dict[str, st
     flow = ONE_STEP.format(seconds=0)
     environment = {**batch, "METAFLOW_BATCH_CONTAINER_IMAGE": image}
     result = run_flow(folder, flow, "run", env=environment).exited(1)
-    said = f"the image `{image}` has no `python3`: a task needs an image with Python 3.11 or newer"
+    said = f"image `{image}` has no `python3`: a task needs an image with Python 3.11 or newer"
     assert said in result.stdout + result.stderr
 
 
@@ -97,29 +98,46 @@ def test_an_image_that_does_not_exist(folder: Path, batch: dict[str, str]) -> No
     flow = ONE_STEP.format(seconds=0)
     environment = {**batch, "METAFLOW_BATCH_CONTAINER_IMAGE": "localhost/there-is-none:1"}
     result = run_flow(folder, flow, "run", env=environment).exited(1)
-    said = "the image `localhost/there-is-none:1` cannot be pulled"
+    said = "image `localhost/there-is-none:1` cannot be pulled"
     assert said in result.stdout + result.stderr
 
 
-def test_a_job_that_somebody_terminates(folder: Path, batch: dict[str, str]) -> None:
-    flow = write_flow(folder, ONE_STEP.format(seconds=300))
-    api = BatchApi(batch["AWS_ENDPOINT_URL_BATCH"])
-    environment = {**batch, "METAFLOW_USER": folder.name}
-    process = start(folder, flow, "run", env=environment)
-    running: list[str] = []
+def test_a_job_that_somebody_terminates_is_not_started_again(
+    folder: Path, batch: dict[str, str]
+) -> None:
+    submitted: list[str] = []
+    terminated: list[str] = []
 
-    def runs() -> bool:
-        jobs = api.jobs_of(batch["METAFLOW_BATCH_JOB_QUEUE"], "OneStep", user=folder.name)
-        running[:] = [job["jobId"] for job in jobs if job["status"] == "RUNNING"]
-        return bool(running)
+    def as_aws_does(operation: str, body: Body, forward: Callable[[], Answer]) -> Answer:
+        status, answer = forward()
+        if operation == "submitjob":
+            submitted.append(answer["jobId"])
+        if operation == "describejobs":
+            # The emulator forgets the reason once the container has ended, and has no such flag.
+            known = {"isTerminated": True, "statusReason": "wrong data"}
+            gone = [job for job in answer["jobs"] if job["jobId"] in terminated]
+            for job in gone:
+                job.update(known)
+        return status, answer
 
-    wait_until(runs, "a running job")
-    api.call("TerminateJob", jobId=running[0], reason="wrong data")
-    result = finish(process, folder).exited(1)
-    said = result.stdout + result.stderr
-    # The emulator forgets the reason once the container has ended.
-    assert "somebody ended the job: wrong data" in said or "or somebody ended the job" in said
-    assert not [job for job in api.jobs(running) if is_alive(job)]
+    with door(batch["AWS_ENDPOINT_URL_BATCH"]) as service:
+        service.behaviour = as_aws_does
+        api = BatchApi(service.endpoint)
+        environment = {**batch, "AWS_ENDPOINT_URL_BATCH": service.endpoint}
+        source = ONE_STEP.format(seconds=300).replace("@batch", "@retry\n        @batch")
+        flow = write_flow(folder, source)
+        process = start(folder, flow, "run", env=environment)
+        running = ["RUNNING"]
+        wait_until(
+            lambda: submitted and [job["status"] for job in api.jobs(submitted)] == running,
+            "a running job",
+        )
+        terminated.extend(submitted)
+        api.call("TerminateJob", jobId=submitted[0], reason="wrong data")
+        result = finish(process, folder).exited(1)
+    assert "omebody ended the job: wrong data" in result.stdout + result.stderr
+    assert len(submitted) == 1
+    assert not [job for job in BatchApi(service.upstream).jobs(submitted) if is_alive(job)]
 
 
 def test_a_time_limit_below_a_minute_is_refused(folder: Path, batch: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from batch_tools import Answer, BatchApi, Body, Door, door
+from batch_tools import Answer, BatchApi, Body, Door, door, own_user
 from harness import client, run_flow
 
 pytestmark = pytest.mark.cluster
@@ -49,13 +49,13 @@ def service(batch: dict[str, str]) -> Iterator[Door]:
 
 
 def user_of(folder: Path, batch: dict[str, str], service: Door) -> dict[str, str]:
-    variables = {"AWS_ENDPOINT_URL_BATCH": service.endpoint, "METAFLOW_USER": folder.name}
+    variables = {"AWS_ENDPOINT_URL_BATCH": service.endpoint, "METAFLOW_USER": own_user(folder)}
     return {**batch, **variables}
 
 
 def jobs_by_task(folder: Path, service: Door, batch: dict[str, str]) -> Counter[str]:
     jobs = BatchApi(service.upstream).jobs_of(
-        batch["METAFLOW_BATCH_JOB_QUEUE"], "Wide", user=folder.name
+        batch["METAFLOW_BATCH_JOB_QUEUE"], "Wide", user=own_user(folder)
     )
     return Counter(
         f"{job['parameters']['metaflow.task_id']}/{job['parameters']['metaflow.retry_count']}"
@@ -124,7 +124,7 @@ def test_a_service_that_goes_away_for_a_while(
         run = Run("Wide/{result.run_id}")
         print(sorted(task.stdout.strip() for task in run["work"]))
         """,
-        env=batch,
+        env=user_of(folder, batch, service),
     )
     assert shown == [str([f"worked on {n}" for n in range(4)])]
 

@@ -169,7 +169,7 @@ impl JobView {
         if let Some(cause) = no_interpreter(said, asked.image, asked.interpreter) {
             return Some(cause);
         }
-        let no_image = ["No such image", "pull access denied", "manifest unknown", "ImageNotFound"];
+        let no_image = ["No such image", "/images/create?", "pull access denied", "manifest unknown", "ImageNotFound"];
         if has(&["CannotPull", "ImagePull"]) || has(&no_image) {
             let text = format!("the image `{}` cannot be pulled: {said}", asked.image);
             return Some(Cause::new(CauseKind::Image, text));
