@@ -136,7 +136,11 @@ impl Node {
 
     fn may_hold_pods_of(&self, options: &KubernetesOptions) -> bool {
         let selected = options.node_selector.iter().all(|(k, v)| self.labels.get(k) == Some(v));
-        selected && self.taints.iter().all(|taint| options.tolerations.iter().any(|t| tolerates(t, taint)))
+        // Pods that ask for what a node is tainted for are let in by the server (GPUs of hosted clusters).
+        let asked = requests(options);
+        let may =
+            |taint: &Taint| asked.contains_key(&taint.key) || options.tolerations.iter().any(|t| tolerates(t, taint));
+        selected && self.taints.iter().all(may)
     }
 
     /// How much of the request it holds at most, by the scarcest resource; 1 is all of it.
@@ -182,6 +186,14 @@ fn judge(step: &StepName, options: &KubernetesOptions, nodes: &[Node]) -> Option
     let wanted: BTreeMap<String, f64> =
         requests(options).into_iter().filter_map(|(name, amount)| Some((name, quantity(&amount)?))).collect();
     let candidates: Vec<&Node> = nodes.iter().filter(|node| node.may_hold_pods_of(options)).collect();
+    if let Some(name) = wanted.keys().find(|name| name.contains('/') && nodes.iter().all(|n| n.has(name) == 0.0)) {
+        return Some(format!(
+            "step `{step}` asks for {}, but none of the cluster's nodes ({}) has any. Add a node with it, and the device plugin \
+             that makes the node advertise it, or take it off the step",
+            show(name, wanted[name]),
+            nodes.len(),
+        ));
+    }
     if candidates.is_empty() {
         let names: Vec<String> = nodes.iter().take(8).map(|node| format!("`{}`", node.name)).collect();
         return Some(format!(
@@ -283,7 +295,25 @@ mod tests {
     #[test]
     fn a_gpu_that_no_node_has_is_refused() {
         let text = verdict(json!({"gpu": 1}), &[node("n", "2", "8Gi", json!({}))]).expect("refused");
-        assert!(text.contains("nvidia.com/gpu 1") && text.contains("ask for at most nvidia.com/gpu 0"), "{text}");
+        assert_eq!(
+            text,
+            "step `train` asks for nvidia.com/gpu 1, but none of the cluster's nodes (1) has any. Add a node with it, and \
+             the device plugin that makes the node advertise it, or take it off the step"
+        );
+    }
+
+    #[test]
+    fn nodes_tainted_for_their_gpus_count_for_steps_that_ask_for_some() {
+        let gpus = json!({
+            "/spec": {"taints": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]},
+            "/status/allocatable": {"cpu": "8", "memory": "64Gi", "ephemeral-storage": "100Gi", "nvidia.com/gpu": "2"},
+        });
+        let nodes = [node("plain", "2", "8Gi", json!({})), node("gpus", "8", "64Gi", gpus)];
+        assert_eq!(verdict(json!({"gpu": 2}), &nodes), None);
+        let text = verdict(json!({"gpu": 4}), &nodes).expect("refused");
+        assert!(text.contains("The nearest fit is `gpus`: ask for at most nvidia.com/gpu 2,"), "{text}");
+        let text = verdict(json!({"cpu": 4}), &nodes).expect("the node with GPUs is not for others");
+        assert!(text.contains("The nearest fit is `plain`"), "{text}");
     }
 
     #[test]
