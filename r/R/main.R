@@ -118,8 +118,8 @@ start <- function(flow, script, arguments) {
   seeds <- seeds_of(flow, script)
   if (seeds == "drop") rm(".Random.seed", envir = globalenv())
   if (any(c("run", "resume") %in% arguments)) rehearse()
-  # A collection in a fork would copy every page of what was read here.
-  gc(full = TRUE)
+  # A collection in a fork would copy the pages of what was read here.
+  gc(full = FALSE)
   role <- native(wrap__rs_hand_over, engine_file(), to_json(hello), origin(flow, script))
   act(flow, role)
 }

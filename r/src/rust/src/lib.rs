@@ -61,7 +61,7 @@ fn role(role: Role) -> Robj {
         }
         Role::Task { spec, control } => {
             task::begin(control);
-            list!(role = "task", spec = plain::as_lists(&spec), spec_text = spec.to_string()).into()
+            list!(role = "task", spec = plain::as_lists(&spec)).into()
         }
     }
 }
@@ -106,7 +106,7 @@ fn rs_spawned_task(control: &str, spec: Nullable<String>) -> Answer {
         Nullable::Null => server::spec_from(control)?,
     };
     task::begin_spawned(control);
-    Ok(list!(role = "task", spec = plain::as_lists(&spec), spec_text = spec.to_string()).into())
+    Ok(list!(role = "task", spec = plain::as_lists(&spec)).into())
 }
 
 /// The next request of the engine; NULL when there will be none.
