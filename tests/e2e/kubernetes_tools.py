@@ -44,6 +44,10 @@ class Namespace:
             p for p in self.pods() if p["metadata"]["annotations"]["metaflow/step_name"] == step
         ]
 
+    def wait_empty(self) -> None:
+        """Pods of tasks that have ended go a moment after the run."""
+        wait_until(lambda: not self.jobs() and not self.pods(), "an empty namespace", 20, 0.2)
+
     def wait_for_jobs(self, count: int) -> list[Json]:
         wait_until(lambda: len(self.jobs()) >= count, f"{count} jobs", 60, 0.1)
         return self.jobs()

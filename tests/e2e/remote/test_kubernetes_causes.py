@@ -279,7 +279,7 @@ def test_a_pod_that_somebody_deletes_starts_again(
         f"Task was lost (its pod `{name}` was deleted by somebody else, or its node was drained); "
         "it starts again, which does not count as a retry."
     ) in lines_of_work(result)
-    assert not namespace.jobs() and not namespace.pods()
+    namespace.wait_empty()
 
 
 def test_a_task_of_higher_priority_takes_the_place(

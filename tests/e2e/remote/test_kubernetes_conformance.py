@@ -37,4 +37,4 @@ def test_the_layer_conforms(namespace: Namespace) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "the Kubernetes layer conforms\n"
-    assert not namespace.jobs() and not namespace.pods()
+    namespace.wait_empty()

@@ -13,8 +13,11 @@ use super::super::pod::PodView;
 use super::stopping::{AT_ONCE, KILL_GRACE, NEVER_STARTED, forget_pods, unconfirmed};
 use super::{Supervisor, cancelled};
 
-/// How long the cluster may take to confirm that nothing is left.
-const LONGEST: Duration = Duration::from_secs(5);
+/// How long the cluster may take to confirm that nothing is left: hundreds of Jobs take a small one
+/// many seconds.
+const LONGEST: Duration = Duration::from_secs(20);
+/// The same where it refuses or does not answer.
+const LONGEST_TROUBLE: Duration = Duration::from_secs(5);
 /// Between two looks at what is left.
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
@@ -64,7 +67,8 @@ impl Sweep<'_> {
                 Ok(alive) => !alive.is_empty(),
                 Err(fault) => fault.may_pass(),
             };
-            if !may_change || self.began.elapsed() + LOOK_AGAIN >= LONGEST {
+            let longest = if seen.is_ok() { LONGEST } else { LONGEST_TROUBLE };
+            if !may_change || self.began.elapsed() + LOOK_AGAIN >= longest {
                 return seen;
             }
             tokio::time::sleep(LOOK_AGAIN).await;
