@@ -9,7 +9,7 @@ use ferroflow_compute::kubernetes::RunIdentity;
 use ferroflow_core::decorator::batch::{BatchOptions, CONTAINER_REGISTRY};
 use ferroflow_core::decorator::kubernetes::in_registry;
 use ferroflow_core::decorator::{DecoratorKind, find};
-use ferroflow_core::graph::Graph;
+use ferroflow_core::graph::{Graph, StepKind};
 use ferroflow_core::id::RunId;
 use serde_json::Map;
 
@@ -37,6 +37,7 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Option<(Service, B
             ),
         ));
     }
+    refuse_gangs(graph)?;
     let asked = asked(context, graph)?;
     let admission = async {
         let service = Service::connect().await.map_err(|fault| Failure::new(HEADLINE, fault.to_string()))?;
@@ -63,6 +64,23 @@ pub fn identify(context: &Context, settings: &mut BatchSettings, run: &RunId, cr
     settings.identity.created_at = created_at;
     settings.kill_command = format!("{} batch kill --run-id {run}", context.hello.command());
     Ok(())
+}
+
+/// Ranks of a gang would not find each other: their containers are jobs of their own here.
+fn refuse_gangs(graph: &Graph) -> Result<(), Failure> {
+    let splits = graph.steps.iter().filter(|step| step.kind == StepKind::Parallel);
+    let mut ranks = splits.flat_map(|step| &step.children).map(|rank| &graph.steps[*rank]);
+    match ranks.find(|step| step.policy.layer == Some("batch")) {
+        None => Ok(()),
+        Some(step) => Err(Failure::new(
+            HEADLINE,
+            format!(
+                "step `{}` is a gang (num_parallel), which does not run on AWS Batch in this version; run it on \
+                 Kubernetes or on this machine",
+                step.name
+            ),
+        )),
+    }
 }
 
 /// What the steps ask for.
