@@ -58,7 +58,9 @@ impl Polling {
     fn pause(&self, jobs: usize) -> Duration {
         let quiet = self.changed.map_or(Duration::ZERO, |at| at.elapsed());
         let hundreds = jobs.div_ceil(DESCRIBED_AT_ONCE) as u32;
-        (quiet / 20).clamp(SHORTEST, LONGEST).max(PER_HUNDRED * hundreds)
+        // A service that does not answer is asked less and less often.
+        let least = SHORTEST * 2_u32.pow(self.faults.min(4));
+        (quiet / 20).clamp(least, LONGEST).max(PER_HUNDRED * hundreds)
     }
 }
 
@@ -136,8 +138,6 @@ impl Supervisor {
             let text = format!("AWS Batch {what} ({fault}). Tasks that run go on; so does the run, once it answers.");
             self.events.send(LayerEvent::Notice { text });
         }
-        self.polling.changed =
-            Some(Instant::now() - Duration::from_secs(20).min(Duration::from_millis(250) * self.polling.faults));
     }
 
     fn is_missing(&mut self, id: AttemptId) {
