@@ -1,5 +1,5 @@
-"""Runs of R flows read from Python, and of Python flows from R; everything else about R is tested in
-R (r/tests)."""
+"""Runs of R flows read from Python, and of Python flows from R; everything else about R is tested
+in R (r/tests)."""
 
 import os
 import subprocess
