@@ -15,8 +15,9 @@ use super::api::{ApiFault, Cluster, Target};
 use super::job::JobParts;
 use super::parallel::{Rank, no_service};
 
-/// Submissions under way at once.
-const AT_ONCE: usize = 16;
+/// Submissions under way at once. With the watch, a delete, a look at events, the log's readers and
+/// uploads the engine stays below twenty connections.
+const AT_ONCE: usize = 5;
 /// Between two submissions: at most 50 a second.
 const BETWEEN: Duration = Duration::from_millis(20);
 /// A server that is away for longer fails the attempt.

@@ -19,6 +19,7 @@ use ferroflow_core::port::{EventSink, LayerEvent, RemoteSign, RemoteTasks, StopS
 use ferroflow_core::task::{AttemptReport, Cause, CauseKind, TaskLaunch};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::KubernetesSettings;
@@ -50,6 +51,11 @@ pub enum Message {
     Drained {
         id: AttemptId,
         report: Box<AttemptReport>,
+    },
+    /// The same of an attempt that is lost.
+    LostDrained {
+        id: AttemptId,
+        cause: Cause,
     },
     Deleted {
         ids: Vec<AttemptId>,
@@ -93,6 +99,8 @@ pub struct Supervisor {
     watched: HashSet<String>,
     /// Jobs whose end was told; kept a while, so that a record of it can be made first.
     finished: VecDeque<(Instant, String, String)>,
+    /// Removes some of them.
+    removing: Option<JoinHandle<()>>,
     /// Namespaces whose events are being read.
     explaining: HashSet<String>,
     explained_at: Instant,
@@ -129,6 +137,7 @@ impl Supervisor {
             jobs: HashMap::new(),
             watched: HashSet::new(),
             finished: VecDeque::new(),
+            removing: None,
             explaining: HashSet::new(),
             explained_at: Instant::now(),
             told_undeleted: false,
@@ -175,6 +184,7 @@ impl Supervisor {
             Message::Pods(news) => self.news(*news),
             Message::Sign { id, sign } => self.sign(id, sign),
             Message::Drained { id, report } => self.finish(id, *report),
+            Message::LostDrained { id, cause } => self.tell_lost(id, cause),
             Message::Deleted { ids, result } => self.deleted(&ids, &result),
             Message::Explained { namespace, result } => self.explained(&namespace, result),
             Message::JobAsked { id, job, there } => self.job_asked(id, &job, &there),

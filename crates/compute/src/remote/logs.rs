@@ -27,9 +27,9 @@ const FIRST_SECONDS: Duration = Duration::from_secs(5);
 const FEW_OBJECTS: usize = 200;
 /// While the store cannot be read.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Attempts read at once; with the listing, the lease and the layer's own connections this stays
-/// below twenty for any number of attempts.
-const MOST_READS: usize = 12;
+/// Attempts read at once; with the lease, the uploads of finished logs and the layer's own
+/// connections the engine stays below twenty for any number of attempts.
+const MOST_READS: usize = 6;
 /// How often an ended attempt's logs are asked for when the store cannot be read.
 const LAST_TRIES: u32 = 4;
 

@@ -19,7 +19,7 @@ use crate::error::StoreError;
 use crate::location::Datastore;
 use crate::log::{FileLogStore, decode};
 
-const UPLOADS_AT_ONCE: usize = 32;
+const UPLOADS_AT_ONCE: usize = 4;
 
 /// Logs below a bucket.
 #[derive(Debug)]

@@ -14,6 +14,8 @@ use super::{Message, Supervisor, cancelled};
 
 /// How long the last lines of an ended task may take.
 const LAST_LINES: Duration = Duration::from_secs(15);
+/// The same of one that nothing more is heard of.
+const LAST_LINES_OF_LOST: Duration = Duration::from_secs(3);
 /// What is asked of a node: more than a task prints between two of its writes to the store.
 const LINES_OF_NODE: i64 = 5_000;
 
@@ -71,17 +73,34 @@ impl Supervisor {
         self.drain(id, Box::new(AttemptReport { outcome: None, exit, usage: Usage::default(), cause: None }));
     }
 
-    /// Ends an attempt of which nothing more is known; its Job goes too.
+    /// Ends an attempt of which nothing more is known; its Job goes too. What it had printed until
+    /// then comes first.
     pub(super) fn lose(&mut self, id: AttemptId, cause: Cause) {
-        let Some(attempt) = self.attempts.get(&id) else { return };
-        if attempt.stage != Stage::Submitting {
+        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.stage != Stage::Ending) else { return };
+        let (has_run, was_sent) = (attempt.told_started, attempt.stage != Stage::Submitting);
+        if has_run {
+            attempt.stage = Stage::Ending;
+        }
+        if was_sent {
             self.delete(vec![id]);
         }
+        if !has_run {
+            self.tell_lost(id, cause);
+            return;
+        }
+        let (remote, sender) = (self.remote.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let _late = tokio::time::timeout(LAST_LINES_OF_LOST, remote.drained(id)).await;
+            let _over = sender.send(Message::LostDrained { id, cause });
+        });
+    }
+
+    pub(super) fn tell_lost(&mut self, id: AttemptId, cause: Cause) {
         if let Some(attempt) = self.attempts.remove(&id) {
             self.jobs.remove(&attempt.job);
             let _whether_it_went_out = attempt.cancel_order();
+            self.events.send(LayerEvent::Lost { id, cause });
         }
-        self.events.send(LayerEvent::Lost { id, cause });
     }
 
     /// Another Job for an attempt whose addresses had expired while it waited; `false` when that

@@ -13,8 +13,8 @@ use super::{Message, Supervisor};
 
 /// Jobs are removed this long after their end was told, so that it is recorded first.
 const KEEP_FINISHED: Duration = Duration::from_secs(20);
-/// Finished Jobs removed per look.
-const REMOVED_AT_ONCE: usize = 25;
+/// Finished Jobs removed in one go.
+const REMOVED_AT_ONCE: usize = 50;
 /// Between two looks at events.
 const EXPLAIN_EVERY: Duration = Duration::from_secs(2);
 /// A Job without a pod is asked about after this.
@@ -45,19 +45,24 @@ impl Supervisor {
         }
     }
 
+    /// One after the other: it is not urgent, and a connection each would be many.
     fn remove_finished(&mut self) {
-        for _ in 0..REMOVED_AT_ONCE {
-            let Some((at, _, _)) = self.finished.front() else { return };
-            if at.elapsed() < KEEP_FINISHED {
-                return;
-            }
-            let Some((_, namespace, job)) = self.finished.pop_front() else { return };
-            let cluster = self.cluster.clone();
-            tokio::spawn(async move {
+        if self.removing.as_ref().is_some_and(|work| !work.is_finished()) {
+            return;
+        }
+        let due = self.finished.iter().take(REMOVED_AT_ONCE).take_while(|(at, _, _)| at.elapsed() >= KEEP_FINISHED);
+        let count = due.count();
+        if count == 0 {
+            return;
+        }
+        let jobs: Vec<(Instant, String, String)> = self.finished.drain(..count).collect();
+        let cluster = self.cluster.clone();
+        self.removing = Some(tokio::spawn(async move {
+            for (_, namespace, job) in jobs {
                 // One that could not be removed now is when the layer ends.
                 let _later = cluster.delete_jobs(&namespace, Target::Name(&job)).await;
-            });
-        }
+            }
+        }));
     }
 
     fn end_patience(&mut self) {
