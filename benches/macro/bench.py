@@ -10,34 +10,19 @@ Each row is a function that returns lines of the table; times are medians.
 import argparse
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sides import Measured, Side, flow, line_time, ours, peer, run, scratch, version_of
+import remote
+from sides import REPOSITORY, Measured, Side, flow, line_time, ours, peer, run, scratch, version_of
+from table import Row, Skipped
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- written by `make bench`: begin -->", "<!-- written by `make bench`: end -->"
-
-
-class Row:
-    """One line of the table: work, the peer's number, ours, the ratio, what was promised."""
-
-    def __init__(
-        self, work: str, theirs: float | None, mine: float, unit: str, target: str = ""
-    ) -> None:
-        self.work, self.theirs, self.mine, self.unit, self.target = work, theirs, mine, unit, target
-
-    def cells(self) -> list[str]:
-        ratio = f"{self.theirs / self.mine:.1f} ×" if self.theirs and self.mine else "–"
-        theirs = "–" if self.theirs is None else f"{self.theirs:.3g} {self.unit}"
-        return [self.work, theirs, f"{self.mine:.3g} {self.unit}", ratio, self.target]
-
-    def __str__(self) -> str:
-        return "| " + " | ".join(self.cells()) + " |"
 
 
 class Bench:
@@ -245,6 +230,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "array": Bench.array,
     "resume": Bench.resume,
     "learned": Bench.learned,
+    **remote.ROWS,
 }
 
 
@@ -262,7 +248,7 @@ def machine() -> str:
     return f"{cores} cores of {model}, {memory:.0f} GiB, Linux {platform.release()}"
 
 
-def page(rows: list[Row], bench: Bench, arguments: list[str]) -> str:
+def page(rows: list[Row], skipped: list[str], bench: Bench, arguments: list[str]) -> str:
     """The part of docs/benchmarks.md that this script owns."""
     command = "make bench" + (f" BENCH_ARGS='{' '.join(arguments)}'" if arguments else "")
     lines = [
@@ -276,6 +262,7 @@ def page(rows: list[Row], bench: Bench, arguments: list[str]) -> str:
         "|---|---|---|---|---|",
         *map(str, rows),
         "",
+        *(line for sentence in skipped for line in (sentence, "")),
         END,
     ]
     return "\n".join(lines)
@@ -301,14 +288,25 @@ def main() -> int:
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         parser.error(f"no rows called {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     bench = Bench(options.quick)
-    rows = []
+    rows: list[Row] = []
+    skipped = []
     for name in names:
-        for row in ROWS[name](bench):
+        began = time.monotonic()
+        try:
+            measured = ROWS[name](bench)
+        except Skipped as reason:
+            skipped.append(f"`{name}` was not measured: {reason}.")
+            print(skipped[-1], flush=True)
+            continue
+        for row in measured:
             print(row, flush=True)
-            rows.append(row)
+        rows += measured
+        took = time.monotonic() - began
+        print(f"({name}: {took:.0f} s, load {os.getloadavg()[0]:.1f})", file=sys.stderr, flush=True)
     if not options.print:
-        write_page(page(rows, bench, sys.argv[1:]))
+        write_page(page(rows, skipped, bench, sys.argv[1:]))
     return 0
 
 

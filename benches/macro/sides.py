@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 FLOWS = Path(__file__).resolve().parent / "flows"
+REPOSITORY = Path(__file__).resolve().parents[2]
 PEER_HOME = Path.home() / ".cache" / "ferroflow" / "peer"
 
 
@@ -102,7 +103,12 @@ def run(
             stderr=subprocess.STDOUT,
         )
         watcher = MemoryWatcher(process.pid) if sample else None
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            # Told to stop: nothing of ours may go on.
+            process.terminate()
+            raise
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
     return Measured(
