@@ -31,6 +31,7 @@ help: ## Show this list
 demo: $(BIN)/python ## Build and install into .venv, then run a flow
 	@echo "Building and installing ferroflow into $(VENV) (the first build takes a few minutes)."
 	@rm -f $(VENV)/develop.stamp && find $(VENV) -name ferroflow_develop.pth -delete && rm -f $(BIN)/metaflow
+	cargo build --release --locked --package ferroflow-cli --bin metaflow
 	$(BIN)/pip install --quiet --force-reinstall --no-deps .
 	$(BIN)/python examples/hello.py run
 

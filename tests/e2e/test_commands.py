@@ -180,9 +180,7 @@ def test_tag_mistakes(done: Path) -> None:
     run_flow(done, flow, "tag", "add", "--run-id", "99", "x").exited(1)
 
 
-@pytest.mark.parametrize(
-    "command", ["argo-workflows", "step-functions", "airflow", "batch", "spin"]
-)
+@pytest.mark.parametrize("command", ["argo-workflows", "step-functions", "airflow", "spin"])
 def test_commands_of_later_versions_say_so(folder: Path, command: str) -> None:
     result = run_flow(folder, FLOW, command)
     assert result.code in (1, 2)

@@ -51,7 +51,7 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Option<(Service, B
         eprintln!("{warning}");
     }
     if !admission.refusals.is_empty() {
-        return Err(Failure::new(HEADLINE, admission.refusals.join("\n")));
+        return Err(Failure::new(HEADLINE, crate::again::said_once(&admission.refusals)));
     }
     let settings = settings(context, graph, admission);
     Ok(Some((service, settings)))

@@ -20,6 +20,7 @@ use ferroflow_store::remote::access::RemoteObjects;
 use serde_json::Map;
 
 use crate::adoption::LeftBehind;
+use crate::again;
 use crate::batch;
 use crate::commands::active_tasks;
 use crate::config::Lookup;
@@ -86,7 +87,7 @@ async fn kubernetes(context: &Context, graph: &Graph) -> Result<Option<(Cluster,
         eprintln!("{warning}");
     }
     if !admission.refusals.is_empty() {
-        return Err(Failure::new(HEADLINE, admission.refusals.join("\n")));
+        return Err(Failure::new(HEADLINE, again::said_once(&admission.refusals)));
     }
     Ok(Some((cluster, settings)))
 }

@@ -2,6 +2,7 @@
 //! flow's command line; typed by a user it tells what it is.
 
 mod adoption;
+mod again;
 mod arguments;
 mod batch;
 mod checks;

@@ -11,6 +11,7 @@ use ferroflow_core::task::StoreLocation;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::suffixes;
+use crate::config::Lookup;
 use crate::context::Context;
 use crate::report::Failure;
 
@@ -87,9 +88,17 @@ fn endpoints(context: &Context, kind: &str) -> BTreeMap<String, String> {
     let Some((_, variable)) = ENDPOINTS.iter().find(|(of, _)| *of == kind) else { return BTreeMap::new() };
     let configured = |layer: &str| {
         let name = format!("METAFLOW_{}_{variable}", layer.to_ascii_uppercase());
-        Some((layer.to_owned(), context.config.lookup.value(&name)?))
+        let lookup = &context.config.lookup;
+        let own = lookup.value(&name).or_else(|| lookup.value(&format!("METAFLOW_{variable}")));
+        Some((layer.to_owned(), own.or_else(|| aws_endpoint(lookup, kind))?))
     };
     LAYERS.iter().filter_map(|layer| configured(layer)).collect()
+}
+
+/// The address that AWS' own variables give; containers do not have this machine's environment.
+fn aws_endpoint(lookup: &Lookup, kind: &str) -> Option<String> {
+    let names = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
+    names.iter().filter(|_| kind == "s3").find_map(|name| lookup.environment(name)).map(str::to_owned)
 }
 
 fn lease(context: &Context) -> Result<Duration, Failure> {

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::adoption;
+use crate::again;
 use crate::arguments::{ResumeOptions, RunOptions};
 use crate::checks;
 use crate::context::{Context, latest_run_file};
@@ -213,7 +214,7 @@ async fn start(
             format!("run {run} was stopped because what happens could not be recorded: {error}"),
         ),
     })?;
-    Ok(tell_end(context, &run, &end))
+    Ok(tell_end(context, options, &run, &end))
 }
 
 fn run_settings(context: &Context, options: &RunOptions, run: &RunId, store: StoreLocation) -> RunSettings {
@@ -257,7 +258,7 @@ fn watch_signals() -> Result<UnboundedReceiver<StopRequest>, Failure> {
 }
 
 /// The closing words on stderr, and the exit code.
-fn tell_end(context: &Context, run: &RunId, end: &RunEnd) -> u8 {
+fn tell_end(context: &Context, options: &RunOptions, run: &RunId, end: &RunEnd) -> u8 {
     if let Some(failed) = &end.failed {
         Failure::new("Step failure", format!("Step {} (task-id {}) failed.", failed.step, failed.task)).print();
     } else if let (Some(cause), None) = (&end.cause, &end.signal)
@@ -269,7 +270,7 @@ fn tell_end(context: &Context, run: &RunId, end: &RunEnd) -> u8 {
         (RunState::Done, _) => 0,
         (_, Some(signal)) => {
             eprintln!("Aborted!");
-            hint(context, run);
+            hint(context, options, run);
             match signal {
                 "SIGINT" => 130,
                 "SIGHUP" => 129,
@@ -277,15 +278,16 @@ fn tell_end(context: &Context, run: &RunId, end: &RunEnd) -> u8 {
             }
         }
         _ => {
-            hint(context, run);
+            hint(context, options, run);
             1
         }
     }
 }
 
-fn hint(context: &Context, run: &RunId) {
+fn hint(context: &Context, options: &RunOptions, run: &RunId) {
     context.say(&format!(
-        "To finish this run without redoing what is done: {} resume --origin-run-id {run}",
-        context.hello.command()
+        "To finish this run without redoing what is done: {} {}",
+        context.hello.command(),
+        again::resume(&context.top, options, run)
     ));
 }

@@ -101,10 +101,14 @@ impl Cluster {
         // The object store brings the other provider in, and rustls then wants to be told.
         let _another_was_first = rustls::crypto::ring::default_provider().install_default();
         let mut config = kube::Config::infer().await.map_err(|error| {
+            let why = innermost(&error);
+            if let Some(named) = std::env::var_os("KUBECONFIG").filter(|named| !named.is_empty()) {
+                let named = named.to_string_lossy().into_owned();
+                return ApiFault::Invalid(format!("the cluster that KUBECONFIG=`{named}` names cannot be used: {why}"));
+            }
             ApiFault::Invalid(format!(
                 "no Kubernetes cluster is configured: neither KUBECONFIG nor ~/.kube/config nor a service account says \
-                 which ({})",
-                innermost(&error)
+                 which ({why})"
             ))
         })?;
         config.connect_timeout = Some(Duration::from_secs(5));

@@ -41,7 +41,7 @@ def fetch(what, url, digest):
     host = url.split("?")[0].split("/")[2]
     for wait in (0.5, 1, 2, 4, 8, 15, 0):
         try:
-            data = urllib.request.urlopen(url, timeout=30, context=context(url)).read()
+            data = urllib.request.urlopen(url, timeout=15, context=context(url)).read()
             if data[:2] == b"\x1f\x8b":
                 data = zlib.decompress(data, 31)
             if hashlib.sha256(data).hexdigest() == digest:

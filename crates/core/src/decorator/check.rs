@@ -56,7 +56,7 @@ struct Place<'a> {
 impl Place<'_> {
     fn finding(&self, headline: &'static str, message: String) -> Diagnostic {
         if !self.decorator.in_source {
-            let message = format!("{message} (The decorator comes from --with.)");
+            let message = format!("{message} (@{} comes from --with.)", self.decorator.name);
             return Diagnostic { headline, message, file: None, line: 0 };
         }
         let line = if self.decorator.line > 0 { self.decorator.line } else { self.step.line };

@@ -264,7 +264,7 @@ fn a_wrong_value_from_with_names_with() {
     apply_with(&mut f, &["retry:times=9".into()]).expect("a known decorator");
     let found = check(&f);
     assert_eq!(found[0].file, None);
-    assert!(found[0].message.ends_with("`times` is 9. (The decorator comes from --with.)"));
+    assert!(found[0].message.ends_with("`times` is 9. (@retry comes from --with.)"));
 }
 
 #[test]
