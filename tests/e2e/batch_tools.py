@@ -6,6 +6,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -141,3 +142,53 @@ def door(upstream: str) -> Iterator[Door]:
         yield opened
     finally:
         opened.close()
+
+
+class Arrays:
+    """A door's behaviour: children of array jobs as jobs of their own, which the emulator lacks."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.requests: list[Body] = []
+        self.children: dict[str, str] = {}
+        self.arrays: dict[str, Body] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, operation: str, body: Body, forward: Callable[[], Answer]) -> Answer:
+        if operation == "submitjob":
+            with self._lock:
+                self.requests.append(body)
+            return self.submit(body) if "arrayProperties" in body else forward()
+        if operation == "describejobs":
+            return self.describe(body["jobs"])
+        if operation == "terminatejob" and body["jobId"] in self.children:
+            return call(self.upstream, operation, {**body, "jobId": self.children[body["jobId"]]})
+        if operation == "listjobs":
+            return self.list(*forward())
+        return forward()
+
+    def describe(self, ids: list[str]) -> Answer:
+        arrays = [self.arrays[name] for name in ids if name in self.arrays]
+        named = {self.children.get(name, name): name for name in ids if name not in self.arrays}
+        status, answer = call(self.upstream, "describejobs", {"jobs": list(named)})
+        jobs = [{**job, "jobId": named[job["jobId"]]} for job in answer["jobs"]] if named else []
+        return status, {"jobs": jobs + arrays}
+
+    def list(self, status: int, answer: Body) -> Answer:
+        """Arrays are listed, their children are not."""
+        children = set(self.children.values())
+        jobs = [job for job in answer["jobSummaryList"] if job["jobId"] not in children]
+        keys = ("jobId", "jobName", "status", "arrayProperties")
+        jobs += [{key: array[key] for key in keys} for array in self.arrays.values()]
+        return status, {**answer, "jobSummaryList": jobs}
+
+    def submit(self, body: Body) -> Answer:
+        array = str(uuid.uuid4())
+        for index in range(body["arrayProperties"]["size"]):
+            own = [{"name": "AWS_BATCH_JOB_ARRAY_INDEX", "value": str(index)}]
+            environment = body["containerOverrides"]["environment"] + own
+            child = {**body, "containerOverrides": {"environment": environment}}
+            _, answer = call(self.upstream, "submitjob", child)
+            self.children[f"{array}:{index}"] = answer["jobId"]
+        self.arrays[array] = {**body, "jobId": array, "status": "PENDING"}
+        return 200, {"jobId": array, "jobName": body["jobName"]}

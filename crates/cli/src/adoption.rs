@@ -4,17 +4,19 @@
 use std::sync::Arc;
 
 use ferroflow_compute::adoption::{AdoptedEvents, Adopter};
+use ferroflow_compute::batch::{BatchLayer, BatchSettings, Service};
 use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings};
 use ferroflow_compute::remote::Remote;
 use ferroflow_compute::routing::LayerOfRun;
 use ferroflow_core::graph::Graph;
 use ferroflow_core::id::RunId;
 use ferroflow_core::metadata::RunRow;
-use ferroflow_core::port::{EventSink, MetadataStore};
+use ferroflow_core::port::{ComputeLayer, EventSink, MetadataStore};
 use ferroflow_core::run::ResumePlan;
 use ferroflow_engine::resume::left_behind;
 use ferroflow_store::remote::access::RemoteObjects;
 
+use crate::batch;
 use crate::context::Context;
 use crate::datastore;
 use crate::layers;
@@ -28,6 +30,7 @@ pub const LOCAL: &str = "local";
 pub struct LeftBehind {
     row: RunRow,
     kubernetes: Option<(Cluster, KubernetesSettings)>,
+    batch: Option<(Service, BatchSettings)>,
 }
 
 /// The runs that a resume takes over; none when nothing of them can still run.
@@ -40,14 +43,14 @@ pub async fn find(
     let mut found = Vec::new();
     for (run, on) in left_behind(plan, LOCAL) {
         let row = metadata.run(&context.flow.name, &run)?;
+        let theirs = graph_of(&row);
+        let graph = theirs.as_ref().unwrap_or(graph);
         let kubernetes = match on.contains("kubernetes") {
-            true => Some((
-                connect().await?,
-                layers::kubernetes_settings(context, graph_of(&row).as_ref().unwrap_or(graph))?,
-            )),
+            true => Some((connect().await?, layers::kubernetes_settings(context, graph)?)),
             false => None,
         };
-        found.push(LeftBehind { row, kubernetes });
+        let batch = if on.contains("batch") { batch::plan(context, graph).await? } else { None };
+        found.push(LeftBehind { row, kubernetes, batch });
     }
     Ok(found)
 }
@@ -80,7 +83,6 @@ impl LeftBehind {
         adopter: &RunId,
         events: &Arc<dyn EventSink>,
     ) -> Result<Vec<LayerOfRun>, Failure> {
-        let Some((cluster, mut settings)) = self.kubernetes else { return Ok(Vec::new()) };
         let run = self.row.run.clone();
         let location = datastore::of_run(&context.config, &self.row, &context.root);
         let Some(objects) = RemoteObjects::of(&location)? else { return Ok(Vec::new()) };
@@ -88,8 +90,18 @@ impl LeftBehind {
         let store = datastore::recorded(&location).unwrap_or(location);
         let remote = remote::settings(context, &run, &store)?;
         let remote = Arc::new(Remote::adopted(remote, adopter.clone(), Arc::new(objects), events.clone()));
-        layers::identify(context, &mut settings, &run, self.row.created_at)?;
-        let layer = Arc::new(KubernetesLayer::new(cluster, settings, remote.clone(), events.clone()));
-        Ok(vec![(run, Arc::new(Adopter::new(layer, remote, events)))])
+        let mut found: Vec<Arc<dyn ComputeLayer>> = Vec::new();
+        if let Some((cluster, mut settings)) = self.kubernetes {
+            layers::identify(context, &mut settings, &run, self.row.created_at)?;
+            settings.identity.user.clone_from(&self.row.user);
+            found.push(Arc::new(KubernetesLayer::new(cluster, settings, remote.clone(), events.clone())));
+        }
+        if let Some((service, mut settings)) = self.batch {
+            batch::identify(context, &mut settings, &run, self.row.created_at)?;
+            settings.identity.user.clone_from(&self.row.user);
+            found.push(Arc::new(BatchLayer::new(service, settings, remote.clone(), events.clone())));
+        }
+        let adopter = |layer| Adopter::new(layer, remote.clone(), events.clone());
+        Ok(found.into_iter().map(|layer| (run.clone(), Arc::new(adopter(layer)) as Arc<dyn ComputeLayer>)).collect())
     }
 }

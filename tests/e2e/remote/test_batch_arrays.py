@@ -3,14 +3,12 @@ of their own, each with its index; `moto`, which has them, is shown the same req
 
 from __future__ import annotations
 
-import threading
 import urllib.request
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from batch_tools import FOR_BATCH, Answer, BatchApi, Body, call, door, own_user
+from batch_tools import FOR_BATCH, Arrays, BatchApi, Body, call, door, own_user
 from harness import client, run_flow
 from parts import part
 
@@ -43,39 +41,6 @@ FLOW = """
         def end(self):
             pass
 """
-Forward = Callable[[], Answer]
-
-
-class Arrays:
-    """Children of array jobs as jobs of their own."""
-
-    def __init__(self, upstream: str) -> None:
-        self.upstream = upstream
-        self.requests: list[Body] = []
-        self.children: dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, operation: str, body: Body, forward: Forward) -> Answer:
-        if operation == "submitjob":
-            with self._lock:
-                self.requests.append(body)
-            return self.submit(body) if "arrayProperties" in body else forward()
-        if operation == "describejobs":
-            named = {self.children.get(name, name): name for name in body["jobs"]}
-            status, answer = call(self.upstream, operation, {"jobs": list(named)})
-            answer["jobs"] = [{**job, "jobId": named[job["jobId"]]} for job in answer["jobs"]]
-            return status, answer
-        return forward()
-
-    def submit(self, body: Body) -> Answer:
-        array = str(uuid.uuid4())
-        for index in range(body["arrayProperties"]["size"]):
-            own = [{"name": "AWS_BATCH_JOB_ARRAY_INDEX", "value": str(index)}]
-            environment = body["containerOverrides"]["environment"] + own
-            child = {**body, "containerOverrides": {"environment": environment}}
-            _, answer = call(self.upstream, "submitjob", child)
-            self.children[f"{array}:{index}"] = answer["jobId"]
-        return 200, {"jobId": array, "jobName": body["jobName"]}
 
 
 def test_a_wide_foreach_is_one_submission_and_a_failed_child_comes_again(

@@ -1,4 +1,4 @@
-"""The engine of a run dies, sleeps, or is one of two, while its tasks run on Kubernetes: nothing
+"""The engine of a run dies, sleeps, or is one of two, while its tasks run on a cluster: nothing
 runs twice, nothing is lost, and everyone is told the truth."""
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from batch_tools import Arrays, door
 from harness import Result, client, finish, run_flow, start, write_flow
 from kubernetes_api import ApiError
 from parts import BUCKET, KubernetesApi, put
@@ -311,3 +312,77 @@ def test_a_stopped_adopting_run_stops_what_it_adopted(scene: Scene) -> None:
     again = scene.command("resume", "--origin-run-id", "2").ok()
     assert "Adopting" not in again.stdout
     assert dict(scene.signs.begun()) == {"0": 2, "1": 2, "2": 1, "3": 1, "4": 1}
+
+
+def on_batch(source: str) -> str:
+    return source.replace("@kubernetes", "@batch(cpu=1, memory=256)").replace("kubernetes", "batch")
+
+
+def test_jobs_on_aws_batch_are_adopted_too(folder: Path, batch: dict[str, str]) -> None:
+    flow, signs = write_flow(folder, on_batch(FLOW)), Signs(batch)
+    engine = start(folder, flow, "run", "--max-workers", "2", env=batch)
+    until(lambda: all(signs.begun()[str(item)] for item in (0, 1)), "tasks at work")
+    engine.kill()
+    engine.communicate()
+    signs.say("go-0")
+    resumed = start(folder, flow, "resume", "--max-workers", "2", env=batch)
+    until(lambda: signs.begun()["2"], "run 2 goes on")
+    for sign in ("mended", *(f"go-{item}" for item in range(5))):
+        signs.say(sign)
+    result = finish(resumed, folder, 180).ok()
+    assert "Adopting task 1/work/3 from batch" in result.stdout
+    assert "result [0, 10, 20, 30, 40]" in result.stdout
+    assert dict(signs.begun()) == {str(item): 1 for item in range(5)}
+    shown = client(folder, "print([t.stdout for t in Run('DieFlow/2')['work']][-2:])", env=batch)
+    assert shown == [str([lines_of(1), lines_of(0)])]
+
+
+@pytest.fixture
+def arrays(batch: dict[str, str]) -> Iterator[Arrays]:
+    """The service with array jobs; `batch` leads to it."""
+    with door(batch["AWS_ENDPOINT_URL_BATCH"]) as service:
+        arrays = Arrays(service.upstream)
+        service.behaviour = arrays
+        batch["AWS_ENDPOINT_URL_BATCH"] = service.endpoint
+        yield arrays
+
+
+def killed_with_an_array(folder: Path, batch: dict[str, str], arrays: Arrays) -> Path:
+    """Run 1, whose engine was killed while nine children of an array job were at work."""
+    flow, signs = write_flow(folder, on_batch(FLOW).replace("range(5)", "range(9)")), Signs(batch)
+    user = {**batch, "FERROFLOW_BATCH_ARRAY_JOBS": "1"}
+    engine = start(folder, flow, "run", "--max-workers", "9", env=user)
+    until(lambda: len(signs.begun()) == 9, "tasks at work")
+    engine.kill()
+    engine.communicate()
+    assert [request["arrayProperties"] for request in arrays.requests] == [{"size": 9}]
+    return flow
+
+
+def test_children_of_an_array_job_are_adopted(
+    folder: Path, batch: dict[str, str], arrays: Arrays
+) -> None:
+    flow, signs = killed_with_an_array(folder, batch, arrays), Signs(batch)
+    signs.say("go-0")
+    resumed = start(folder, flow, "resume", env=batch)
+    for sign in ("mended", *(f"go-{item}" for item in range(9))):
+        signs.say(sign)
+    result = finish(resumed, folder, 180).ok()
+    assert result.stdout.count("from batch: it is waited for") == 9
+    assert f"result {[10 * item for item in range(9)]}" in result.stdout
+    assert dict(signs.begun()) == {str(item): 1 for item in range(9)}
+    assert len(arrays.requests) == 1
+
+
+def test_children_of_an_array_job_that_are_of_no_use_are_stopped(
+    folder: Path, batch: dict[str, str], arrays: Arrays
+) -> None:
+    flow, signs = killed_with_an_array(folder, batch, arrays), Signs(batch)
+    old = list(arrays.children)
+    resumed = start(folder, flow, "resume", "work", "--max-workers", "2", env=batch)
+    until(lambda: all(job["status"] == "FAILED" for job in arrays.describe(old)[1]["jobs"]), "stop")
+    for sign in ("mended", *(f"go-{item}" for item in range(9))):
+        signs.say(sign)
+    result = finish(resumed, folder, 180).ok()
+    assert "Adopting" not in result.stdout
+    assert dict(signs.begun()) == {str(item): 2 for item in range(9)}

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use ferroflow_core::id::{AttemptId, TaskId};
 use serde_json::{Value, json};
 
 use super::definition::variables;
@@ -12,6 +13,9 @@ use super::definition::variables;
 pub const LEAST: usize = 8;
 /// More are several arrays: every container reads the whole list.
 pub const MOST: usize = 100;
+
+/// The parameter that says whose the children are: `<task>.<attempt>` in order of their index.
+const MEMBERS: &str = "metaflow.children";
 
 type Variables = BTreeMap<String, String>;
 
@@ -39,16 +43,28 @@ pub fn list(own: &[Variables]) -> Vec<u8> {
 }
 
 /// The request for all of them, made of the first one's.
-pub fn request(mut first: Value, name: &str, children: usize, environment: &Variables) -> Value {
+pub fn request(mut first: Value, name: &str, children: &[AttemptId], environment: &Variables) -> Value {
     first["jobName"] = json!(name);
-    first["arrayProperties"] = json!({ "size": children });
+    first["arrayProperties"] = json!({ "size": children.len() });
     first["containerOverrides"] = json!({ "environment": variables(environment) });
     if let Some(parameters) = first["parameters"].as_object_mut() {
         // The children's own are in their list; a job is found by its flow, run, step and user.
         parameters.remove("metaflow.task_id");
         parameters.remove("metaflow.retry_count");
+        let members: Vec<String> = children.iter().map(|id| format!("{}.{}", id.task, id.attempt)).collect();
+        parameters.insert(MEMBERS.to_owned(), json!(members.join(" ")));
     }
     first
+}
+
+/// Whose the children of an array job are, by its parameters.
+pub fn members(parameters: &Value) -> Vec<AttemptId> {
+    let member = |text: &str| {
+        let (task, attempt) = text.split_once('.')?;
+        Some(AttemptId { task: TaskId(task.parse().ok()?), attempt: attempt.parse().ok()? })
+    };
+    // Where one cannot be read, nobody knows the index of those after it.
+    parameters[MEMBERS].as_str().unwrap_or_default().split(' ').map_while(member).collect()
 }
 
 #[cfg(test)]
@@ -88,12 +104,17 @@ mod tests {
             "containerOverrides": {"environment": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]},
             "parameters": {"metaflow.run_id": "3", "metaflow.task_id": "7", "metaflow.retry_count": "0"},
         });
+        let children: Vec<AttemptId> = (5..14).map(|task| AttemptId { task: TaskId(task), attempt: 0 }).collect();
+        let request = request(first, "all", &children, &environment(&[("A", "1")]));
+        assert_eq!(members(&request["parameters"]), children);
         assert_eq!(
-            request(first, "all", 9, &environment(&[("A", "1")])),
+            request,
             json!({
                 "jobName": "all", "jobQueue": "q", "jobDefinition": "d", "arrayProperties": {"size": 9},
                 "containerOverrides": {"environment": [{"name": "A", "value": "1"}]},
-                "parameters": {"metaflow.run_id": "3"},
+                "parameters": {
+                    "metaflow.run_id": "3", "metaflow.children": "5.0 6.0 7.0 8.0 9.0 10.0 11.0 12.0 13.0",
+                },
             })
         );
     }

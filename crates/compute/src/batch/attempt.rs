@@ -51,6 +51,8 @@ pub struct Attempt {
     /// Since when it was to be killed.
     pub killed_at: Option<Instant>,
     order: Arc<OrderState>,
+    /// An engine before this one submitted it; nobody here knows its spec.
+    pub adopted: bool,
 }
 
 impl Attempt {
@@ -72,7 +74,13 @@ impl Attempt {
             round: 0,
             killed_at: None,
             order: Arc::default(),
+            adopted: false,
         }
+    }
+
+    /// One that an engine before this one has submitted.
+    pub fn adopted(launch: TaskLaunch, plan: StepPlan) -> Self {
+        Self { adopted: true, ..Self::new(launch, plan) }
     }
 
     pub fn order(&self) -> Order {
@@ -81,7 +89,8 @@ impl Attempt {
 
     /// Keeps the order from going out; `false` when it may have gone already.
     pub fn cancel_order(&self) -> bool {
-        self.order.cancel()
+        // What another engine submitted has gone out.
+        !self.adopted && self.order.cancel()
     }
 
     /// Another submission of the same attempt.

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use ferroflow_core::decorator::batch::BatchOptions;
 use ferroflow_core::id::{AttemptId, StepName};
-use ferroflow_core::port::{ComputeLayer, EventSink, Later, LayerEvent, RemoteTasks, StopSignal};
+use ferroflow_core::port::{Adoption, ComputeLayer, EventSink, Later, LayerEvent, RemoteTasks, StopSignal};
 use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -119,6 +119,23 @@ impl ComputeLayer for BatchLayer {
             let (done, wait) = oneshot::channel();
             if self.supervisor.send(Message::ShutDown(done)).is_ok() {
                 // An error means that an earlier call has ended the layer.
+                let _ended = wait.await;
+            }
+        })
+    }
+
+    fn outlives_engine(&self, _launch: &TaskLaunch) -> bool {
+        true
+    }
+
+    fn adopt(&self, adoption: Adoption) -> bool {
+        self.supervisor.send(Message::Adopt(adoption.step, adoption.attempt)).is_ok()
+    }
+
+    fn let_go(&self) -> Later<'_, ()> {
+        Box::pin(async {
+            let (done, wait) = oneshot::channel();
+            if self.supervisor.send(Message::LetGo(done)).is_ok() {
                 let _ended = wait.await;
             }
         })

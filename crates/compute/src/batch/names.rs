@@ -6,6 +6,8 @@ use ferroflow_core::id::AttemptId;
 use crate::kubernetes::RunIdentity;
 
 const LONGEST: usize = 128;
+/// So much of a name's beginning is there however long its end is.
+const SURE: usize = 58;
 
 /// `<user>-<flow>-<run>-<step>-<task>-<attempt>-<hash>`; `round` counts submissions of one attempt.
 pub fn job_name(of: &RunIdentity, step: &str, id: AttemptId, round: u32) -> String {
@@ -21,6 +23,12 @@ pub fn job_name(of: &RunIdentity, step: &str, id: AttemptId, round: u32) -> Stri
 pub fn array_name(first: &str, last: &str) -> String {
     let name = format!("{first}-to-{last}");
     if name.len() <= LONGEST { name } else { format!("{}-{}", &first[..LONGEST - 11], digest(&[first, last], 10)) }
+}
+
+/// What the names of all jobs of a run begin with; less of it where names are shortened.
+pub fn prefix_of_run(of: &RunIdentity) -> String {
+    let head = format!("{}-{}-{}-", kept(&of.user, 16), kept(&of.flow, 40), kept(of.run.as_str(), 16));
+    head.chars().take(SURE).collect()
 }
 
 /// What is within a job's name of one flow.
@@ -87,7 +95,7 @@ pub(super) mod tests {
         for text in ["X", &long, "Ünïcode", "___", "ann@example.com"] {
             let run = RunIdentity { flow: text.into(), user: text.into(), ..identity() };
             let name = job_name(&run, text, id(u64::MAX, 5), 3);
-            assert!(name.len() <= LONGEST, "{name}");
+            assert!(name.len() <= LONGEST && name.starts_with(&prefix_of_run(&run)), "{name}");
             assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'), "{name}");
             assert!(name.starts_with(|c: char| c.is_ascii_alphanumeric()), "{name}");
         }

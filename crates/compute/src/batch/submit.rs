@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferroflow_core::decorator::batch::BatchOptions;
+use ferroflow_core::id::AttemptId;
 use ferroflow_core::port::{ObjectError, RemoteContainer, RemoteTasks};
 use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
 use serde_json::{Value, json};
@@ -141,7 +142,8 @@ impl Submitter {
         let single = self.request(first, &ready, &common);
         let last = orders.last().map_or_else(String::new, |order| order.launch.id.task.to_string());
         let name = array_name(single["jobName"].as_str().unwrap_or_default(), &last);
-        let job = array::request(single, &name, orders.len(), &common);
+        let children: Vec<AttemptId> = orders.iter().map(|order| order.launch.id).collect();
+        let job = array::request(single, &name, &children, &common);
         // One that is cancelled from now on is ended as a child.
         let unstoppable = Order { state: Arc::default(), ..first.clone() };
         let id = self.send(&unstoppable, &job, &name, &ready.plan.queue.name).await?;

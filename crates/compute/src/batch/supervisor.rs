@@ -2,6 +2,7 @@
 //! engine, news of jobs, answers to requests. Everything that waits for the network is spawned and
 //! comes back as a message.
 
+mod adopting;
 mod ending;
 mod gathering;
 mod polling;
@@ -11,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferroflow_core::id::AttemptId;
+use ferroflow_core::id::{AttemptId, StepName};
 use ferroflow_core::port::{EventSink, LayerEvent, RemoteTasks, StopSignal};
 use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -53,6 +54,10 @@ pub enum Message {
     Queues(Result<Vec<QueueView>, BatchFault>),
     /// Those gathered so far are to go out.
     Gathered,
+    /// An attempt that this run's engine before had submitted.
+    Adopt(StepName, AttemptId),
+    /// The engine lost the run: nothing is touched any more.
+    LetGo(oneshot::Sender<()>),
 }
 
 pub struct Supervisor {
@@ -73,6 +78,9 @@ pub struct Supervisor {
     unconfirmed: usize,
     /// What was told last of jobs that could not be ended.
     not_ended: Option<String>,
+    /// Adopted attempts whose jobs are still to be looked for.
+    adopted: Vec<AttemptId>,
+    let_go: bool,
     /// Ending until then, and who waits for it.
     closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
@@ -104,6 +112,8 @@ impl Supervisor {
             explained_at: None,
             unconfirmed: 0,
             not_ended: None,
+            adopted: Vec::new(),
+            let_go: false,
             closing: None,
         }
     }
@@ -116,6 +126,9 @@ impl Supervisor {
                 Some(message) = messages.recv() => self.take(message),
                 _ = tick.tick() => self.tick(),
                 () = tokio::time::sleep_until(self.polling.next()), if self.is_to_poll() => self.poll(),
+            }
+            if self.let_go {
+                return;
             }
             let over = |until: Instant| self.attempts.is_empty() || Instant::now() >= until;
             if self.closing.as_ref().is_some_and(|(until, _)| over(*until)) {
@@ -145,11 +158,17 @@ impl Supervisor {
             Message::Ended { ids, result } => self.ended_by_us(&ids, &result),
             Message::Queues(result) => self.explained(result),
             Message::Gathered => self.send_gathered(),
+            Message::Adopt(step, id) => self.adopt(&step, id),
+            Message::LetGo(done) => {
+                self.let_go = true;
+                let _nobody_waits = done.send(());
+            }
         }
     }
 
     fn tick(&mut self) {
         let again: Vec<AttemptId> = self.attempts.iter().filter(|(_, a)| a.end_again).map(|(id, _)| *id).collect();
+        self.look_for_adopted();
         self.end(again);
         self.give_up();
         self.ask_why();

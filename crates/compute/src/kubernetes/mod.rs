@@ -119,7 +119,7 @@ impl ComputeLayer for KubernetesLayer {
 }
 
 /// A launch that stands for a step's tasks where only the spec of the Job matters.
-fn probe_launch(identity: &RunIdentity, step: &StepName) -> TaskLaunch {
+pub(crate) fn probe_launch(identity: &RunIdentity, step: &StepName) -> TaskLaunch {
     let nothing = InputRef { run: identity.run.clone(), step: StepName::from(PARAMETERS_STEP), tasks: Vec::new() };
     let spec = TaskSpec {
         flow: identity.flow.clone(),

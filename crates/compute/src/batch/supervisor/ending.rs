@@ -119,7 +119,7 @@ impl Supervisor {
     /// Another job for an attempt whose addresses had expired while it waited; `false` when that
     /// was tried often enough.
     fn submit_again(&mut self, id: AttemptId) -> bool {
-        let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.round < MOST_ROUNDS) else {
+        let Some(attempt) = self.attempts.get_mut(&id).filter(|a| a.round < MOST_ROUNDS && !a.adopted) else {
             return false;
         };
         attempt.begin_round();
