@@ -46,7 +46,7 @@ class Namespace:
 
     def wait_empty(self) -> None:
         """Pods of tasks that have ended go a moment after the run."""
-        wait_until(lambda: not self.jobs() and not self.pods(), "an empty namespace", 20, 0.2)
+        wait_until(lambda: not self.jobs() and not self.pods(), "an empty namespace", 60, 0.2)
 
     def wait_for_jobs(self, count: int) -> list[Json]:
         wait_until(lambda: len(self.jobs()) >= count, f"{count} jobs", 60, 0.1)
