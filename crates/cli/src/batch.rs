@@ -51,7 +51,7 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Option<(Service, B
         eprintln!("{warning}");
     }
     if !admission.refusals.is_empty() {
-        return Err(Failure::new(HEADLINE, crate::again::said_once(&admission.refusals)));
+        return Err(Failure::new(HEADLINE, crate::again::said_once(&admission.refusals, graph)));
     }
     let settings = settings(context, graph, admission);
     Ok(Some((service, settings)))

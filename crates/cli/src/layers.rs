@@ -87,7 +87,7 @@ async fn kubernetes(context: &Context, graph: &Graph) -> Result<Option<(Cluster,
         eprintln!("{warning}");
     }
     if !admission.refusals.is_empty() {
-        return Err(Failure::new(HEADLINE, again::said_once(&admission.refusals)));
+        return Err(Failure::new(HEADLINE, again::said_once(&admission.refusals, graph)));
     }
     Ok(Some((cluster, settings)))
 }

@@ -40,7 +40,7 @@ def test_what_no_node_can_ever_hold_is_refused(
         r"nearest fit is `node1`: ask for at most memory \d+ MB, or add a larger node",
         result.stderr,
     ), result.stderr
-    assert "step `end` asks for" in result.stderr
+    assert "(likewise `end`)" in result.stderr
     assert result.stdout == "" and not namespace.jobs()
     assert not list(folder.glob(".metaflow/*/latest_run"))
 
