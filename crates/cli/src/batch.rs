@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use ferroflow_compute::batch::{Admission, Asked, BatchSettings, QueuePlan, Service, admit};
-use ferroflow_compute::kubernetes::RunIdentity;
+use ferroflow_compute::remote::RunIdentity;
 use ferroflow_core::decorator::batch::{BatchOptions, CONTAINER_REGISTRY};
 use ferroflow_core::decorator::kubernetes::in_registry;
 use ferroflow_core::decorator::{DecoratorKind, find};

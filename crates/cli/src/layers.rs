@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferroflow_compute::batch::{BatchLayer, BatchSettings, Service};
-use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings, RunIdentity, admit};
+use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings, admit};
 use ferroflow_compute::local::{LocalLayer, LocalSettings};
-use ferroflow_compute::remote::Remote;
+use ferroflow_compute::remote::{Remote, RunIdentity};
 use ferroflow_compute::routing::RoutingLayer;
 use ferroflow_core::decorator::kubernetes::{CONTAINER_REGISTRY, KubernetesOptions, in_registry};
 use ferroflow_core::decorator::{DecoratorKind, find};

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ferroflow_compute::conformance::{Behaviour, run_suite};
-use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings, RunIdentity};
+use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings};
+use ferroflow_compute::remote::RunIdentity;
 use ferroflow_core::decorator::kubernetes::KubernetesOptions;
 use ferroflow_core::id::{AttemptId, StepName};
 use ferroflow_core::port::{

@@ -8,7 +8,7 @@ use ferroflow_core::decorator::batch::BatchOptions;
 use serde_json::{Map, Value, json};
 
 use super::fargate;
-use super::names::digest;
+use crate::remote::identity::digest;
 
 /// What a compute environment's containers run on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

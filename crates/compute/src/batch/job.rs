@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::definition::variables;
 use super::names::job_name;
-use crate::kubernetes::RunIdentity;
+use crate::remote::{RunIdentity, metadata_label};
 
 /// A task acts on its `@timeout` itself; the job's limit is for one that does not.
 const TIME_LIMIT_GRACE: f64 = 60.0;
@@ -76,7 +76,7 @@ impl JobParts<'_> {
             ("retry_count", spec.attempt.to_string()),
             ("user", spec.user.clone()),
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("metadata", crate::kubernetes::metadata_label(&self.identity.metadata)),
+            ("metadata", metadata_label(&self.identity.metadata)),
             ("run", self.identity.run_label()),
         ];
         parameters.into_iter().map(|(name, value)| (format!("metaflow.{name}"), value)).collect()

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::api::{BatchFault, Call, DESCRIBED_AT_ONCE, Service};
 use super::names::mark_of_flow;
 use super::queue::read_queues;
-use crate::kubernetes::metadata_label;
 use crate::remote::TaskFilter;
+use crate::remote::metadata_label;
 
 /// Statuses of a job that has not ended.
 const UNFINISHED: [&str; 5] = ["SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING"];

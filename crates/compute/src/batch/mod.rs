@@ -38,7 +38,7 @@ pub use api::{BatchFault, Service};
 pub use definition::Platform;
 use supervisor::{Message, Supervisor};
 
-use crate::kubernetes::RunIdentity;
+use crate::remote::RunIdentity;
 
 /// A job queue, as far as its jobs must know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use ferroflow_core::id::AttemptId;
 
-use crate::kubernetes::RunIdentity;
+use crate::remote::identity::{RunIdentity, digest};
 
 const LONGEST: usize = 128;
 /// So much of a name's beginning is there however long its end is.
@@ -47,29 +47,11 @@ pub fn kept(text: &str, longest: usize) -> String {
     if kept.is_empty() { "x".to_owned() } else { kept }
 }
 
-pub fn digest(parts: &[&str], length: usize) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for part in parts {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    hasher.finalize().to_hex()[..length].to_owned()
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use ferroflow_core::id::{RunId, TaskId};
-
-    pub fn identity() -> RunIdentity {
-        RunIdentity {
-            flow: "TrainFlow".into(),
-            run: RunId::from("12"),
-            user: "ann".into(),
-            metadata: "local@machine:/home/ann/.metaflow".into(),
-            created_at: 5,
-        }
-    }
+    pub use crate::remote::identity::tests::identity;
+    use ferroflow_core::id::TaskId;
 
     pub fn id(task: u64, attempt: u32) -> AttemptId {
         AttemptId { task: TaskId(task), attempt }

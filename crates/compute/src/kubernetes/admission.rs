@@ -74,7 +74,7 @@ async fn try_job(
     step: &StepName,
     options: &KubernetesOptions,
 ) -> Result<(), ApiFault> {
-    let launch = crate::kubernetes::probe_launch(&settings.identity, step);
+    let launch = settings.identity.probe_launch(step);
     let container = RemoteContainer { command: vec!["python".to_owned()], environment: BTreeMap::new() };
     let parts = JobParts {
         identity: &settings.identity,

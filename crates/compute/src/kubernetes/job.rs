@@ -7,7 +7,8 @@ use ferroflow_core::port::RemoteContainer;
 use ferroflow_core::task::TaskLaunch;
 use serde_json::{Map, Value, json};
 
-use super::names::{ATTEMPT_LABEL, RunIdentity, container_name};
+use super::names::{ATTEMPT_LABEL, container_name};
+use crate::remote::RunIdentity;
 
 /// Python acts on `@timeout` itself and process 1 of the container kills what ignores that, a minute
 /// later. The pod's deadline is for when neither can; its clock runs while the image is pulled, too.

@@ -9,8 +9,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::api::{ApiFault, Cluster, Target};
-use super::names::{FLOW_LABEL, METADATA_LABEL, RUN_LABEL, USER_LABEL, label_value, metadata_label};
+use super::names::{FLOW_LABEL, METADATA_LABEL, RUN_LABEL, USER_LABEL, label_value};
 use crate::remote::TaskFilter;
+use crate::remote::metadata_label;
 
 /// Seconds between SIGTERM and SIGKILL; 0 would only forget the pod.
 const KILL_GRACE: u32 = 1;

@@ -20,15 +20,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use ferroflow_core::decorator::kubernetes::KubernetesOptions;
-use ferroflow_core::id::{AttemptId, PARAMETERS_STEP, StepName, TaskId};
+use ferroflow_core::id::{AttemptId, StepName};
 use ferroflow_core::port::{Adoption, ComputeLayer, EventSink, Later, LayerEvent, RemoteTasks, StopSignal};
-use ferroflow_core::task::{Cause, CauseKind, InputRef, StoreLocation, TaskLaunch, TaskSpec};
+use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 pub use admission::{Admission, admit};
 pub use api::{ApiFault, Cluster};
-pub use names::{RunIdentity, metadata_label};
+
+use crate::remote::RunIdentity;
 use supervisor::{Message, Supervisor};
 
 /// What a run says to the layer.
@@ -116,34 +117,4 @@ impl ComputeLayer for KubernetesLayer {
         // The cluster's queue is the place to wait in, not ours.
         usize::MAX
     }
-}
-
-/// A launch that stands for a step's tasks where only the spec of the Job matters.
-pub(crate) fn probe_launch(identity: &RunIdentity, step: &StepName) -> TaskLaunch {
-    let nothing = InputRef { run: identity.run.clone(), step: StepName::from(PARAMETERS_STEP), tasks: Vec::new() };
-    let spec = TaskSpec {
-        flow: identity.flow.clone(),
-        run: identity.run.clone(),
-        step: step.clone(),
-        task: TaskId(0),
-        attempt: 0,
-        max_user_code_retries: 0,
-        fallback: false,
-        previous_failure: None,
-        join: false,
-        inputs: Vec::new(),
-        parameters: nothing,
-        foreach_stack: Vec::new(),
-        origin_run: None,
-        store: StoreLocation { kind: String::new(), root: String::new(), options: BTreeMap::new() },
-        decorators: Vec::new(),
-        user: identity.user.clone(),
-        identity: String::new(),
-        namespace: None,
-        tags: Vec::new(),
-        expected_inputs: None,
-        max_num_splits: 0,
-        gang: None,
-    };
-    TaskLaunch { id: AttemptId { task: TaskId(0), attempt: 0 }, spec, has_imports: false, time_limit: None }
 }

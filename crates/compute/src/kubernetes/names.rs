@@ -4,19 +4,9 @@
 use std::collections::BTreeMap;
 
 use ferroflow_core::decorator::kubernetes::is_label_value;
-use ferroflow_core::id::{AttemptId, RunId, TaskId};
+use ferroflow_core::id::{AttemptId, TaskId};
 
-/// What tells one run from all others that may be on the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunIdentity {
-    pub flow: String,
-    pub run: RunId,
-    pub user: String,
-    /// The metadata store that numbers the runs: ids of local runs are small and come again.
-    pub metadata: String,
-    /// When the run was registered: a store that was deleted counts from 1 again.
-    pub created_at: i64,
-}
+use crate::remote::identity::{RunIdentity, digest, metadata_label};
 
 /// Label of everything that belongs to one run.
 pub const RUN_LABEL: &str = "ferroflow/run";
@@ -32,12 +22,6 @@ pub const ATTEMPT_LABEL: &str = "ferroflow/attempt";
 const LONGEST: usize = 63;
 
 impl RunIdentity {
-    /// Value of `RUN_LABEL`.
-    pub fn run_label(&self) -> String {
-        let created = self.created_at.to_string();
-        digest(&[&self.metadata, &self.flow, self.run.as_str(), &created], 20)
-    }
-
     /// Selects everything of the run.
     pub fn selector(&self) -> String {
         format!("{RUN_LABEL}={}", self.run_label())
@@ -66,18 +50,11 @@ impl RunIdentity {
         let head: String = head.chars().take(room).collect();
         format!("{}-{tail}", head.trim_matches('-'))
     }
-}
 
-impl RunIdentity {
     /// Name of what the ranks of a gang share, in one attempt.
     pub fn gang_name(&self, control_task: TaskId, attempt: u32) -> String {
         format!("gang-{}", digest(&[&self.run_label(), &control_task.to_string(), &attempt.to_string()], 20))
     }
-}
-
-/// Value of `METADATA_LABEL`.
-pub fn metadata_label(metadata: &str) -> String {
-    digest(&[metadata], 20)
 }
 
 /// The text where it may be a label's value, else what can be kept of it with a hash.
@@ -112,28 +89,11 @@ pub fn container_name(step: &str) -> String {
     if name.is_empty() { "task".to_owned() } else { name }
 }
 
-fn digest(parts: &[&str], length: usize) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for part in parts {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    hasher.finalize().to_hex()[..length].to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn identity() -> RunIdentity {
-        RunIdentity {
-            flow: "TrainFlow".into(),
-            run: RunId::from("12"),
-            user: "ann".into(),
-            metadata: "local@machine:/home/ann/.metaflow".into(),
-            created_at: 5,
-        }
-    }
+    use crate::remote::identity::tests::identity;
+    use ferroflow_core::id::RunId;
 
     fn id(task: u64, attempt: u32) -> AttemptId {
         AttemptId { task: TaskId(task), attempt }

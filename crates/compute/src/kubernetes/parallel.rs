@@ -5,7 +5,7 @@ use ferroflow_core::task::{GangPlace, TaskLaunch};
 use serde_json::{Value, json};
 
 use super::api::{ApiFault, Cluster};
-use super::names::RunIdentity;
+use crate::remote::RunIdentity;
 
 /// Label of a gang's pods, which its Service selects.
 const GANG_LABEL: &str = "ferroflow/gang";

@@ -6,6 +6,7 @@ mod bootstrap;
 mod container;
 pub mod ending;
 mod filter;
+pub(crate) mod identity;
 mod lease;
 mod logs;
 pub mod package;
@@ -14,4 +15,5 @@ mod tail;
 
 pub use container::{Remote, RemoteSettings};
 pub use filter::TaskFilter;
+pub use identity::{RunIdentity, metadata_label};
 pub use package::{Package, PackageFault, PackageSources};

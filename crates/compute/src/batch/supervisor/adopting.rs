@@ -14,7 +14,7 @@ use super::super::array;
 use super::super::attempt::{Attempt, MOST_ROUNDS};
 use super::super::names::{job_name, prefix_of_run};
 use super::{Message, Supervisor};
-use crate::kubernetes::{RunIdentity, probe_launch};
+use crate::remote::RunIdentity;
 
 /// A service that is away for longer is asked again, and the user is told.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ impl Supervisor {
             self.refuse(id);
             return;
         }
-        let mut launch = probe_launch(&self.settings.identity, step);
+        let mut launch = self.settings.identity.probe_launch(step);
         launch.id = id;
         (launch.spec.task, launch.spec.attempt) = (id.task, id.attempt);
         let plan = self.submitter.plan(&launch);

@@ -9,7 +9,6 @@ use ferroflow_core::task::{Cause, CauseKind};
 use super::super::api::{ApiFault, Cluster};
 use super::super::attempt::{Attempt, MOST_ROUNDS, Stage};
 use super::super::pod::PodView;
-use super::super::probe_launch;
 use super::{Message, Supervisor};
 
 /// What there is of a run in one namespace, for attempts that are looked for.
@@ -25,7 +24,7 @@ impl Supervisor {
             self.refuse(id);
             return;
         }
-        let mut launch = probe_launch(&self.settings.identity, step);
+        let mut launch = self.settings.identity.probe_launch(step);
         launch.id = id;
         (launch.spec.task, launch.spec.attempt) = (id.task, id.attempt);
         let namespace = self.submitter.options(&launch).namespace;
