@@ -12,8 +12,10 @@ pytestmark = pytest.mark.cluster
 SCALE = REPOSITORY / "tests/e2e/flows/scaleflow.py"
 
 
+@pytest.mark.disruptive  # each of its tasks needs all processors of the node
 def test_the_scalable_flow_runs_unchanged(folder: Path, kubernetes: dict[str, str]) -> None:
-    result = run_flow(folder, SCALE, "run", "--with", "kubernetes", env=kubernetes).ok()
+    options = ("run", "--with", "kubernetes")
+    result = run_flow(folder, SCALE, *options, env=kubernetes, deadline=300).ok()
     assert "produced best results" in result.stdout
     shown = client(
         folder,
