@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use ferroflow_compute::adoption::{AdoptedEvents, Adopter};
-use ferroflow_compute::batch::{BatchLayer, BatchSettings, Service};
-use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings};
+use ferroflow_compute::batch::{self, BatchSettings, Service};
+use ferroflow_compute::kubernetes::{self, Cluster, KubernetesSettings};
 use ferroflow_compute::remote::Remote;
 use ferroflow_compute::routing::LayerOfRun;
 use ferroflow_core::graph::Graph;
@@ -16,7 +16,6 @@ use ferroflow_core::run::ResumePlan;
 use ferroflow_engine::resume::left_behind;
 use ferroflow_store::remote::access::RemoteObjects;
 
-use crate::batch;
 use crate::context::Context;
 use crate::datastore;
 use crate::layers;
@@ -46,24 +45,13 @@ pub async fn find(
         let theirs = graph_of(&row);
         let graph = theirs.as_ref().unwrap_or(graph);
         let kubernetes = match on.contains("kubernetes") {
-            true => Some((connect().await?, layers::kubernetes_settings(context, graph)?)),
+            true => Some(layers::kubernetes::left_behind(context, graph).await?),
             false => None,
         };
-        let batch = if on.contains("batch") { batch::plan(context, graph).await? } else { None };
+        let batch = if on.contains("batch") { layers::batch::plan(context, graph).await? } else { None };
         found.push(LeftBehind { row, kubernetes, batch });
     }
     Ok(found)
-}
-
-async fn connect() -> Result<Cluster, Failure> {
-    Cluster::connect().await.map_err(|fault| {
-        Failure::new(
-            layers::HEADLINE,
-            format!(
-                "the run to resume has tasks on Kubernetes that may still run, and they cannot be asked for: {fault}"
-            ),
-        )
-    })
 }
 
 /// The flow as that run had it: with the namespaces that it used.
@@ -87,19 +75,18 @@ impl LeftBehind {
         let location = datastore::of_run(&context.config, &self.row, &context.root);
         let Some(objects) = RemoteObjects::of(&location)? else { return Ok(Vec::new()) };
         let events = AdoptedEvents::new(events.clone());
-        let store = datastore::recorded(&location).unwrap_or(location);
-        let remote = remote::settings(context, &run, &store)?;
+        let remote = remote::settings(context, &run, &location)?;
         let remote = Arc::new(Remote::adopted(remote, adopter.clone(), Arc::new(objects), events.clone()));
         let mut found: Vec<Arc<dyn ComputeLayer>> = Vec::new();
         if let Some((cluster, mut settings)) = self.kubernetes {
-            layers::identify(context, &mut settings, &run, self.row.created_at)?;
+            layers::kubernetes::identify(context, &mut settings, &run, self.row.created_at)?;
             settings.identity.user.clone_from(&self.row.user);
-            found.push(Arc::new(KubernetesLayer::new(cluster, settings, remote.clone(), events.clone())));
+            found.push(Arc::new(kubernetes::start_layer(cluster, settings, remote.clone(), events.clone())));
         }
         if let Some((service, mut settings)) = self.batch {
-            batch::identify(context, &mut settings, &run, self.row.created_at)?;
+            layers::batch::identify(context, &mut settings, &run, self.row.created_at)?;
             settings.identity.user.clone_from(&self.row.user);
-            found.push(Arc::new(BatchLayer::new(service, settings, remote.clone(), events.clone())));
+            found.push(Arc::new(batch::start_layer(service, settings, remote.clone(), events.clone())));
         }
         let adopter = |layer| Adopter::new(layer, remote.clone(), events.clone());
         Ok(found.into_iter().map(|layer| (run.clone(), Arc::new(adopter(layer)) as Arc<dyn ComputeLayer>)).collect())

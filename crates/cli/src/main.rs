@@ -4,7 +4,6 @@
 mod adoption;
 mod again;
 mod arguments;
-mod batch;
 mod checks;
 mod commands;
 mod config;

@@ -77,20 +77,24 @@ pub fn settings(context: &Context, run: &RunId, store: &StoreLocation) -> Result
         flow: context.flow.name.clone(),
         run: run.clone(),
         store: store.clone(),
-        endpoints: endpoints(context, &store.kind),
+        endpoints: endpoints(context, store),
         code: package_sources(context)?,
         lease: lease(context)?,
         environment: environment(context),
     })
 }
 
-fn endpoints(context: &Context, kind: &str) -> BTreeMap<String, String> {
-    let Some((_, variable)) = ENDPOINTS.iter().find(|(of, _)| *of == kind) else { return BTreeMap::new() };
+/// By layer, where containers reach the store by an address that its location does not say.
+fn endpoints(context: &Context, store: &StoreLocation) -> BTreeMap<String, String> {
+    let Some((_, variable)) = ENDPOINTS.iter().find(|(of, _)| *of == store.kind) else { return BTreeMap::new() };
+    let from_aws = match store.options.contains_key("endpoint") {
+        true => None,
+        false => aws_endpoint(&context.config.lookup, &store.kind),
+    };
     let configured = |layer: &str| {
         let name = format!("METAFLOW_{}_{variable}", layer.to_ascii_uppercase());
-        let lookup = &context.config.lookup;
-        let own = lookup.value(&name).or_else(|| lookup.value(&format!("METAFLOW_{variable}")));
-        Some((layer.to_owned(), own.or_else(|| aws_endpoint(lookup, kind))?))
+        let own = context.config.lookup.value(&name);
+        Some((layer.to_owned(), own.or_else(|| from_aws.clone())?))
     };
     LAYERS.iter().filter_map(|layer| configured(layer)).collect()
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ferroflow_compute::conformance::{Behaviour, run_suite};
-use ferroflow_compute::kubernetes::{Cluster, KubernetesLayer, KubernetesSettings};
+use ferroflow_compute::kubernetes::{Cluster, KubernetesSettings, start_layer};
 use ferroflow_compute::remote::RunIdentity;
 use ferroflow_core::decorator::kubernetes::KubernetesOptions;
 use ferroflow_core::id::{AttemptId, StepName};
@@ -74,7 +74,7 @@ fn layer(
     let selector = settings.identity.selector();
     let remote =
         NodeLogs { cluster: cluster.clone(), namespace, selector, events: events.clone(), ends: Mutex::default() };
-    Arc::new(KubernetesLayer::new(cluster, settings, Arc::new(remote), events))
+    Arc::new(start_layer(cluster, settings, Arc::new(remote), events))
 }
 
 /// Containers whose output is read from their nodes, once a second.

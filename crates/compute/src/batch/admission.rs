@@ -14,6 +14,7 @@ use super::instances::{Shape, shapes};
 use super::queue::{EnvironmentView, QueueView, read_queues};
 use super::submit::refusal;
 use super::{QueuePlan, StepPlan, fargate};
+use crate::remote::refusal::Refusal;
 
 /// Of all reads together.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -21,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// What became of asking for admission.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Admission {
-    /// Sentences; the run must not start if there is one.
-    pub refusals: Vec<String>,
+    /// The run must not start if there is one.
+    pub refusals: Vec<Refusal>,
     pub warnings: Vec<String>,
     /// Where the tasks of the steps go.
     pub steps: HashMap<StepName, StepPlan>,
@@ -50,13 +51,13 @@ pub async fn admit(service: &Service, asked: &Asked) -> Admission {
     for (step, options) in steps {
         match place(options, &queues) {
             Ok(queue) => {
-                found.refusals.extend(judge(step, options, queue));
+                found.refusals.extend(judge(options, queue).map(|text| Refusal::of(step, text)));
                 found.warnings.extend(warning(step, options, queue.platform()));
                 let queue =
                     QueuePlan { name: queue.name.clone(), platform: queue.platform(), fair_share: queue.fair_share };
                 found.steps.insert(step.clone(), StepPlan { options: options.clone(), queue });
             }
-            Err(sentence) => found.refusals.push(format!("step `{step}`: {sentence}")),
+            Err(sentence) => found.refusals.push(Refusal::of(step, format!(": {sentence}"))),
         }
     }
     found
@@ -67,7 +68,8 @@ fn cannot_look(service: &Service, asked: &Asked, fault: &BatchFault) -> Admissio
     let mut found = Admission::default();
     let all_named = asked.values().all(|options| options.queue.is_some());
     if !matches!(fault, BatchFault::Denied(_)) || !all_named {
-        found.refusals.push(refusal("describe job queues", "batch:DescribeJobQueues", &service.place, fault).text);
+        let refusal = refusal("describe job queues", "batch:DescribeJobQueues", &service.place, fault);
+        found.refusals.push(Refusal::of_all(refusal.text));
         return found;
     }
     found.warnings.push(format!(
@@ -119,18 +121,18 @@ fn warning(step: &StepName, options: &BatchOptions, platform: Platform) -> Optio
     }
 }
 
-/// The sentence that refuses a step, if its queue can never run it.
-fn judge(step: &StepName, options: &BatchOptions, queue: &QueueView) -> Option<String> {
+/// What refuses a step, to follow its name, if its queue can never run it.
+fn judge(options: &BatchOptions, queue: &QueueView) -> Option<String> {
     let fargate = queue.platform() == Platform::Fargate;
     if let Some(mistake) = wrong_platform(options, fargate) {
-        return Some(format!("step `{step}`: {mistake}; the job queue `{}` is on {}", queue.name, platform(fargate)));
+        return Some(format!(": {mistake}; the job queue `{}` is on {}", queue.name, platform(fargate)));
     }
     if queue.environments.is_empty() || queue.environments.iter().any(|e| fits(e, options)) {
         return None;
     }
     let environments: Vec<String> = queue.environments.iter().map(largest).collect();
     let mut text = format!(
-        "step `{step}` asks for {}, which no compute environment of the job queue `{}` can ever hold: {}",
+        " asks for {}, which no compute environment of the job queue `{}` can ever hold: {}",
         request(options),
         queue.name,
         environments.join("; ")

@@ -32,7 +32,7 @@ fn queue(name: &str, environments: &[EnvironmentView]) -> QueueView {
 }
 
 fn verdict(given: Value, queue: &QueueView) -> Option<String> {
-    judge(&StepName::from("train"), &options(given), queue)
+    judge(&options(given), queue)
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn what_no_compute_environment_can_hold_is_refused_with_the_nearest_fit() {
     assert_eq!(
         verdict(json!({"memory": 512_000}), &queue),
         Some(
-            "step `train` asks for cpu 1, memory 512000 MB, which no compute environment of the job queue `q` can ever \
+            " asks for cpu 1, memory 512000 MB, which no compute environment of the job queue `q` can ever \
              hold: `small` (m5.xlarge) has instances with up to 4 vCPUs, 16384 MB and at most 64 vCPUs in all; `big` \
              (r5.4xlarge, c5) has instances with up to 96 vCPUs, 196608 MB and at most 256 vCPUs in all. The nearest \
              fit is cpu 1, memory 196608 MB: ask for at most that, or add a larger compute environment"
@@ -77,7 +77,7 @@ fn fargate_has_its_own_limits() {
     assert_eq!(
         verdict(role(json!({"memory": 16_000})), &queue),
         Some(
-            "step `train` asks for cpu 1, memory 16000 MB, which no compute environment of the job queue `q` can ever \
+            " asks for cpu 1, memory 16000 MB, which no compute environment of the job queue `q` can ever \
              hold: `ce` is Fargate: up to 16 vCPUs with 32768 to 122880 MB, fewer vCPUs with less memory and at most 64 \
              vCPUs in all. The nearest fit is cpu 2 with that memory"
                 .to_owned()
@@ -86,7 +86,7 @@ fn fargate_has_its_own_limits() {
     assert_eq!(
         verdict(json!({}), &queue),
         Some(
-            "step `train`: Fargate needs a role to start containers by: set METAFLOW_ECS_FARGATE_EXECUTION_ROLE or \
+            ": Fargate needs a role to start containers by: set METAFLOW_ECS_FARGATE_EXECUTION_ROLE or \
              `execution_role`; the job queue `q` is on Fargate"
                 .to_owned()
         )
@@ -110,7 +110,7 @@ fn ephemeral_storage_is_fargates_and_disk_on_ec2_a_warning() {
     let ec2 = queue("q", &[environment("ce", "EC2", &["optimal"], 64)]);
     assert_eq!(
         verdict(json!({"ephemeral_storage": 50}), &ec2),
-        Some("step `train`: `ephemeral_storage` is Fargate's: remove it; the job queue `q` is on EC2".to_owned())
+        Some(": `ephemeral_storage` is Fargate's: remove it; the job queue `q` is on EC2".to_owned())
     );
     assert_eq!(verdict(json!({"disk": 50_000}), &ec2), None);
     let step = StepName::from("train");

@@ -27,18 +27,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ferroflow_core::decorator::batch::BatchOptions;
-use ferroflow_core::id::{AttemptId, StepName};
-use ferroflow_core::port::{Adoption, ComputeLayer, EventSink, Later, LayerEvent, RemoteTasks, StopSignal};
-use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use ferroflow_core::id::StepName;
+use ferroflow_core::port::{EventSink, RemoteTasks};
 
 pub use admission::{Admission, Asked, admit};
 pub use api::{BatchFault, Service};
 pub use definition::Platform;
-use supervisor::{Message, Supervisor};
+use supervisor::Supervisor;
 
-use crate::remote::RunIdentity;
+use crate::remote::{RemoteLayer, RunIdentity};
 
 /// A job queue, as far as its jobs must know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,73 +73,14 @@ pub struct BatchSettings {
     pub kill_command: String,
 }
 
-/// Tasks as jobs of AWS Batch.
-pub struct BatchLayer {
-    supervisor: UnboundedSender<Message>,
+/// The layer whose tasks are jobs of AWS Batch; within the current tokio runtime.
+pub fn start_layer(
+    service: Service,
+    settings: BatchSettings,
+    remote: Arc<dyn RemoteTasks>,
     events: Arc<dyn EventSink>,
-}
-
-impl BatchLayer {
-    /// Starts the layer within the current tokio runtime.
-    pub fn new(
-        service: Service,
-        settings: BatchSettings,
-        remote: Arc<dyn RemoteTasks>,
-        events: Arc<dyn EventSink>,
-    ) -> Self {
-        let (sender, messages) = unbounded_channel();
-        let supervisor = Supervisor::new(service, settings, remote, events.clone(), sender.clone());
-        tokio::spawn(supervisor.run(messages));
-        Self { supervisor: sender, events }
-    }
-}
-
-impl ComputeLayer for BatchLayer {
-    fn name(&self) -> &'static str {
-        "batch"
-    }
-
-    fn submit(&self, launch: TaskLaunch) {
-        let id = launch.id;
-        if self.supervisor.send(Message::Submit(Box::new(launch))).is_err() {
-            let cause = Cause::new(CauseKind::LayerError, "the AWS Batch layer has ended already");
-            self.events.send(LayerEvent::Lost { id, cause });
-        }
-    }
-
-    fn stop(&self, attempts: &[AttemptId], signal: StopSignal) {
-        let _over = self.supervisor.send(Message::Stop(attempts.to_vec(), signal));
-    }
-
-    fn shut_down(&self) -> Later<'_, ()> {
-        Box::pin(async {
-            let (done, wait) = oneshot::channel();
-            if self.supervisor.send(Message::ShutDown(done)).is_ok() {
-                // An error means that an earlier call has ended the layer.
-                let _ended = wait.await;
-            }
-        })
-    }
-
-    fn outlives_engine(&self, _launch: &TaskLaunch) -> bool {
-        true
-    }
-
-    fn adopt(&self, adoption: Adoption) -> bool {
-        self.supervisor.send(Message::Adopt(adoption.step, adoption.attempt)).is_ok()
-    }
-
-    fn let_go(&self) -> Later<'_, ()> {
-        Box::pin(async {
-            let (done, wait) = oneshot::channel();
-            if self.supervisor.send(Message::LetGo(done)).is_ok() {
-                let _ended = wait.await;
-            }
-        })
-    }
-
-    fn capacity(&self) -> usize {
-        // The job queue is the place to wait in, not ours.
-        usize::MAX
-    }
+) -> RemoteLayer {
+    let (layer, commands) = RemoteLayer::new("batch", events.clone());
+    tokio::spawn(Supervisor::run(service, settings, remote, events, commands));
+    layer
 }

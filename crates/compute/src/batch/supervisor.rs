@@ -1,4 +1,4 @@
-//! The task that owns all of a run's attempts on AWS Batch and takes messages: orders from the
+//! The task that owns all of a run's attempts on AWS Batch and takes messages: commands from the
 //! engine, news of jobs, answers to requests. Everything that waits for the network is spawned and
 //! comes back as a message.
 
@@ -12,10 +12,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferroflow_core::id::{AttemptId, StepName};
-use ferroflow_core::port::{EventSink, LayerEvent, RemoteTasks, StopSignal};
+use ferroflow_core::id::AttemptId;
+use ferroflow_core::port::{EventSink, LayerEvent, RemoteTasks};
 use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -25,12 +25,10 @@ use super::attempt::{Attempt, Stage};
 use super::queue::QueueView;
 use super::submit::Submitter;
 use super::view::{JobView, Status};
+use crate::remote::layer::{Command, refuse, refuse_rest};
 use ending::Read;
 
 pub enum Message {
-    Submit(Box<TaskLaunch>),
-    Stop(Vec<AttemptId>, StopSignal),
-    ShutDown(oneshot::Sender<()>),
     /// `None`: it was cancelled before it went out.
     Submitted {
         id: AttemptId,
@@ -54,10 +52,6 @@ pub enum Message {
     Queues(Result<Vec<QueueView>, BatchFault>),
     /// Those gathered so far are to go out.
     Gathered,
-    /// An attempt that this run's engine before had submitted.
-    Adopt(StepName, AttemptId),
-    /// The engine lost the run: nothing is touched any more.
-    LetGo(oneshot::Sender<()>),
 }
 
 pub struct Supervisor {
@@ -89,7 +83,7 @@ pub struct Supervisor {
 const CLOSING: Duration = Duration::from_millis(4500);
 
 impl Supervisor {
-    pub fn new(
+    fn new(
         service: Service,
         settings: BatchSettings,
         remote: Arc<dyn RemoteTasks>,
@@ -118,11 +112,24 @@ impl Supervisor {
         }
     }
 
-    pub async fn run(mut self, mut messages: UnboundedReceiver<Message>) {
+    /// Until it is shut down or let go.
+    pub async fn run(
+        service: Service,
+        settings: BatchSettings,
+        remote: Arc<dyn RemoteTasks>,
+        events: Arc<dyn EventSink>,
+        commands: UnboundedReceiver<Command>,
+    ) {
+        let (sender, messages) = unbounded_channel();
+        Self::new(service, settings, remote, events, sender).work(commands, messages).await;
+    }
+
+    async fn work(mut self, mut commands: UnboundedReceiver<Command>, mut messages: UnboundedReceiver<Message>) {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                Some(command) = commands.recv() => self.carry_out(command),
                 Some(message) = messages.recv() => self.take(message),
                 _ = tick.tick() => self.tick(),
                 () = tokio::time::sleep_until(self.polling.next()), if self.is_to_poll() => self.poll(),
@@ -136,33 +143,33 @@ impl Supervisor {
             }
         }
         self.close();
-        messages.close();
-        while let Ok(message) = messages.try_recv() {
-            if let Message::Submit(launch) = message {
-                self.refuse(launch.id);
-            }
-        }
+        refuse_rest(commands, &*self.events);
         for waiting in self.closing.take().into_iter().flat_map(|(_, waiting)| waiting) {
             let _nobody_waits = waiting.send(());
         }
     }
 
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Submit(launch) => self.submit(*launch),
+            Command::Stop(ids, signal) => self.stop(&ids, signal),
+            Command::ShutDown(done) => self.shut_down(done),
+            Command::Adopt(step, id) => self.adopt(&step, id),
+            Command::LetGo(done) => {
+                self.let_go = true;
+                let _nobody_waits = done.send(());
+            }
+        }
+    }
+
     fn take(&mut self, message: Message) {
         match message {
-            Message::Submit(launch) => self.submit(*launch),
-            Message::Stop(ids, signal) => self.stop(&ids, signal),
-            Message::ShutDown(done) => self.shut_down(done),
             Message::Submitted { id, round, result } => self.submitted(id, round, result),
             Message::Jobs { asked, result } => self.polled(&asked, result),
             Message::Read { id, read } => self.was_read(id, *read),
             Message::Ended { ids, result } => self.ended_by_us(&ids, &result),
             Message::Queues(result) => self.explained(result),
             Message::Gathered => self.send_gathered(),
-            Message::Adopt(step, id) => self.adopt(&step, id),
-            Message::LetGo(done) => {
-                self.let_go = true;
-                let _nobody_waits = done.send(());
-            }
         }
     }
 
@@ -174,15 +181,10 @@ impl Supervisor {
         self.ask_why();
     }
 
-    fn refuse(&self, id: AttemptId) {
-        let cause = Cause::new(CauseKind::Cancelled, "the AWS Batch layer has ended already");
-        self.events.send(LayerEvent::Lost { id, cause });
-    }
-
     fn submit(&mut self, launch: TaskLaunch) {
         let id = launch.id;
         if self.closing.is_some() {
-            self.refuse(id);
+            refuse(&*self.events, id);
             return;
         }
         let plan = self.submitter.plan(&launch);

@@ -14,12 +14,13 @@ use super::api::{ApiFault, Cluster};
 use super::job::{JobParts, requests};
 use super::parallel::{no_service, try_service};
 use super::submit::refusal;
+use crate::remote::refusal::Refusal;
 
 /// What became of asking for admission.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Admission {
-    /// Sentences; the run must not start if there is one.
-    pub refusals: Vec<String>,
+    /// The run must not start if there is one.
+    pub refusals: Vec<Refusal>,
     pub warnings: Vec<String>,
 }
 
@@ -33,17 +34,18 @@ pub async fn admit(cluster: &Cluster, settings: &KubernetesSettings, autoscaled:
         match try_job(cluster, settings, step, options).await {
             Ok(()) => {}
             Err(fault) if fault.may_pass() => {
-                found
-                    .refusals
-                    .push(format!("the Kubernetes API server at {} cannot be reached: {fault}", cluster.address));
+                let text = format!("the Kubernetes API server at {} cannot be reached: {fault}", cluster.address);
+                found.refusals.push(Refusal::of_all(text));
                 return found;
             }
-            Err(fault) => found.refusals.push(format!("step `{step}`: {}", refusal(&options.namespace, &fault).text)),
+            Err(fault) => {
+                found.refusals.push(Refusal::of(step, format!(": {}", refusal(&options.namespace, &fault).text)));
+            }
         }
         if settings.gangs.contains(*step)
             && let Err(fault @ ApiFault::Denied(_)) = try_service(cluster, &options.namespace).await
         {
-            found.refusals.push(format!("step `{step}`: {}", no_service(&options.namespace, &fault)));
+            found.refusals.push(Refusal::of(step, format!(": {}", no_service(&options.namespace, &fault))));
         }
     }
     if !found.refusals.is_empty() || autoscaled {
@@ -59,7 +61,7 @@ pub async fn admit(cluster: &Cluster, settings: &KubernetesSettings, autoscaled:
         }
     };
     for (step, options) in &steps {
-        found.refusals.extend(judge(step, options, &nodes));
+        found.refusals.extend(judge(options, &nodes).map(|text| Refusal::of(step, text)));
     }
     if !found.refusals.is_empty() && has_autoscaler(cluster).await {
         found.refusals.clear(); // nodes larger than those that are here now may come
@@ -178,8 +180,8 @@ pub(super) fn quantity(text: &str) -> Option<f64> {
     number.parse::<f64>().ok().map(|number| number * factor)
 }
 
-/// The sentence that refuses a step, if no node can ever hold it.
-fn judge(step: &StepName, options: &KubernetesOptions, nodes: &[Node]) -> Option<String> {
+/// What refuses a step, to follow its name, if no node can ever hold it.
+fn judge(options: &KubernetesOptions, nodes: &[Node]) -> Option<String> {
     if nodes.is_empty() {
         return None; // nodes will have to come; which, nobody can know
     }
@@ -188,7 +190,7 @@ fn judge(step: &StepName, options: &KubernetesOptions, nodes: &[Node]) -> Option
     let candidates: Vec<&Node> = nodes.iter().filter(|node| node.may_hold_pods_of(options)).collect();
     if let Some(name) = wanted.keys().find(|name| name.contains('/') && nodes.iter().all(|n| n.has(name) == 0.0)) {
         return Some(format!(
-            "step `{step}` asks for {}, but none of the cluster's nodes ({}) has any. Add a node with it, and the device plugin \
+            " asks for {}, but none of the cluster's nodes ({}) has any. Add a node with it, and the device plugin \
              that makes the node advertise it, or take it off the step",
             show(name, wanted[name]),
             nodes.len(),
@@ -197,7 +199,7 @@ fn judge(step: &StepName, options: &KubernetesOptions, nodes: &[Node]) -> Option
     if candidates.is_empty() {
         let names: Vec<String> = nodes.iter().take(8).map(|node| format!("`{}`", node.name)).collect();
         return Some(format!(
-            "step `{step}` can run on no node of the cluster: none of {} ({}) has the labels of its node selector{} and \
+            " can run on no node of the cluster: none of {} ({}) has the labels of its node selector{} and \
              taints that it tolerates. Change `node_selector`, `compute_pool` or `tolerations`",
             nodes.len(),
             names.join(", "),
@@ -214,7 +216,7 @@ fn judge(step: &StepName, options: &KubernetesOptions, nodes: &[Node]) -> Option
     let shapes: Vec<String> = shapes(&candidates, &wanted);
     let lower: Vec<String> = lacking.iter().map(|name| show(name, nearest.has(name))).collect();
     Some(format!(
-        "step `{step}` asks for {}, which no node of the cluster can ever hold. Nodes: {}. The nearest fit is `{}`: ask \
+        " asks for {}, which no node of the cluster can ever hold. Nodes: {}. The nearest fit is `{}`: ask \
          for at most {}, or add a larger node",
         asks.join(", "),
         shapes.join("; "),
@@ -274,7 +276,7 @@ mod tests {
     }
 
     fn verdict(given: Value, nodes: &[Node]) -> Option<String> {
-        judge(&StepName::from("train"), &options(given), nodes)
+        judge(&options(given), nodes)
     }
 
     #[test]
@@ -284,7 +286,7 @@ mod tests {
         assert_eq!(
             verdict(json!({"memory": 512_000}), &nodes),
             Some(
-                "step `train` asks for cpu 1, disk 10240 MB, memory 512000 MB, which no node of the cluster can ever \
+                " asks for cpu 1, disk 10240 MB, memory 512000 MB, which no node of the cluster can ever \
                  hold. Nodes: `small` has cpu 2, disk 107374 MB, memory 8589 MB; `big` has cpu 4, disk 107374 MB, \
                  memory 25171 MB. The nearest fit is `big`: ask for at most memory 25171 MB, or add a larger node"
                     .to_owned()
@@ -297,7 +299,7 @@ mod tests {
         let text = verdict(json!({"gpu": 1}), &[node("n", "2", "8Gi", json!({}))]).expect("refused");
         assert_eq!(
             text,
-            "step `train` asks for nvidia.com/gpu 1, but none of the cluster's nodes (1) has any. Add a node with it, and \
+            " asks for nvidia.com/gpu 1, but none of the cluster's nodes (1) has any. Add a node with it, and \
              the device plugin that makes the node advertise it, or take it off the step"
         );
     }

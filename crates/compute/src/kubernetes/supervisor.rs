@@ -1,4 +1,4 @@
-//! The task that owns all of a run's attempts on Kubernetes and takes messages: orders from the
+//! The task that owns all of a run's attempts on Kubernetes and takes messages: commands from the
 //! engine, news of pods, answers to requests. Everything that waits for the network is spawned
 //! and comes back as a message.
 
@@ -14,10 +14,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferroflow_core::id::{AttemptId, StepName};
-use ferroflow_core::port::{EventSink, LayerEvent, RemoteSign, RemoteTasks, StopSignal};
+use ferroflow_core::id::AttemptId;
+use ferroflow_core::port::{EventSink, LayerEvent, RemoteSign, RemoteTasks};
 use ferroflow_core::task::{AttemptReport, Cause, CauseKind, TaskLaunch};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -29,12 +29,10 @@ use super::explain::Explanations;
 use super::pod::{Ending, Phase, PodView};
 use super::submit::Submitter;
 use super::watch::{PodNews, follow};
+use crate::remote::layer::{Command, refuse, refuse_rest};
 use adopting::Findings;
 
 pub enum Message {
-    Submit(Box<TaskLaunch>),
-    Stop(Vec<AttemptId>, StopSignal),
-    ShutDown(oneshot::Sender<()>),
     /// `false`: it was cancelled before it went out.
     Submitted {
         id: AttemptId,
@@ -77,12 +75,8 @@ pub enum Message {
         job: String,
         text: Option<String>,
     },
-    /// An attempt that this run's engine before had submitted.
-    Adopt(StepName, AttemptId),
     /// What there is of this run in a namespace.
     Found(Box<Findings>),
-    /// The engine lost the run: nothing is touched any more.
-    LetGo(oneshot::Sender<()>),
 }
 
 pub struct Supervisor {
@@ -117,7 +111,7 @@ pub struct Supervisor {
 const CLOSING: Duration = Duration::from_millis(4500);
 
 impl Supervisor {
-    pub fn new(
+    fn new(
         cluster: Cluster,
         settings: KubernetesSettings,
         remote: Arc<dyn RemoteTasks>,
@@ -147,11 +141,24 @@ impl Supervisor {
         }
     }
 
-    pub async fn run(mut self, mut messages: UnboundedReceiver<Message>) {
+    /// Until it is shut down or let go.
+    pub async fn run(
+        cluster: Cluster,
+        settings: KubernetesSettings,
+        remote: Arc<dyn RemoteTasks>,
+        events: Arc<dyn EventSink>,
+        commands: UnboundedReceiver<Command>,
+    ) {
+        let (sender, messages) = unbounded_channel();
+        Self::new(cluster, settings, remote, events, sender).work(commands, messages).await;
+    }
+
+    async fn work(mut self, mut commands: UnboundedReceiver<Command>, mut messages: UnboundedReceiver<Message>) {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                Some(command) = commands.recv() => self.carry_out(command),
                 Some(message) = messages.recv() => self.take(message),
                 _ = tick.tick() => self.tick(),
             }
@@ -164,22 +171,27 @@ impl Supervisor {
             }
         }
         self.close().await;
-        messages.close();
-        while let Ok(message) = messages.try_recv() {
-            if let Message::Submit(launch) = message {
-                self.refuse(launch.id);
-            }
-        }
+        refuse_rest(commands, &*self.events);
         for waiting in self.closing.take().into_iter().flat_map(|(_, waiting)| waiting) {
             let _nobody_waits = waiting.send(());
         }
     }
 
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Submit(launch) => self.submit(*launch),
+            Command::Stop(ids, signal) => self.stop(&ids, signal),
+            Command::ShutDown(done) => self.shut_down(done),
+            Command::Adopt(step, id) => self.adopt(&step, id),
+            Command::LetGo(done) => {
+                self.let_go = true;
+                let _nobody_waits = done.send(());
+            }
+        }
+    }
+
     fn take(&mut self, message: Message) {
         match message {
-            Message::Submit(launch) => self.submit(*launch),
-            Message::Stop(ids, signal) => self.stop(&ids, signal),
-            Message::ShutDown(done) => self.shut_down(done),
             Message::Submitted { id, round, result } => self.submitted(id, round, result),
             Message::Pods(news) => self.news(*news),
             Message::Sign { id, sign } => self.sign(id, sign),
@@ -189,24 +201,14 @@ impl Supervisor {
             Message::Explained { namespace, result } => self.explained(&namespace, result),
             Message::JobAsked { id, job, there } => self.job_asked(id, &job, &there),
             Message::TakenWhy { id, job, text } => self.taken_why(id, &job, text),
-            Message::Adopt(step, id) => self.adopt(&step, id),
             Message::Found(findings) => self.found(*findings),
-            Message::LetGo(done) => {
-                self.let_go = true;
-                let _nobody_waits = done.send(());
-            }
         }
-    }
-
-    fn refuse(&self, id: AttemptId) {
-        let cause = Cause::new(CauseKind::Cancelled, "the Kubernetes layer has ended already");
-        self.events.send(LayerEvent::Lost { id, cause });
     }
 
     fn submit(&mut self, launch: TaskLaunch) {
         let id = launch.id;
         if self.closing.is_some() {
-            self.refuse(id);
+            refuse(&*self.events, id);
             return;
         }
         let namespace = self.submitter.options(&launch).namespace;

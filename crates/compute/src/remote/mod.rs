@@ -7,13 +7,16 @@ mod container;
 pub mod ending;
 mod filter;
 pub(crate) mod identity;
+pub(crate) mod layer;
 mod lease;
 mod logs;
 pub mod package;
+pub mod refusal;
 mod spec;
 mod tail;
 
 pub use container::{Remote, RemoteSettings};
 pub use filter::TaskFilter;
 pub use identity::{RunIdentity, metadata_label};
+pub use layer::RemoteLayer;
 pub use package::{Package, PackageFault, PackageSources};

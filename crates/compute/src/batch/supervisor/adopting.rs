@@ -15,6 +15,7 @@ use super::super::attempt::{Attempt, MOST_ROUNDS};
 use super::super::names::{job_name, prefix_of_run};
 use super::{Message, Supervisor};
 use crate::remote::RunIdentity;
+use crate::remote::layer::refuse;
 
 /// A service that is away for longer is asked again, and the user is told.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,7 +24,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 impl Supervisor {
     pub(super) fn adopt(&mut self, step: &StepName, id: AttemptId) {
         if self.closing.is_some() {
-            self.refuse(id);
+            refuse(&*self.events, id);
             return;
         }
         let mut launch = self.settings.identity.probe_launch(step);

@@ -10,6 +10,7 @@ use super::super::api::{ApiFault, Cluster};
 use super::super::attempt::{Attempt, MOST_ROUNDS, Stage};
 use super::super::pod::PodView;
 use super::{Message, Supervisor};
+use crate::remote::layer::refuse;
 
 /// What there is of a run in one namespace, for attempts that are looked for.
 pub struct Findings {
@@ -21,7 +22,7 @@ pub struct Findings {
 impl Supervisor {
     pub(super) fn adopt(&mut self, step: &StepName, id: AttemptId) {
         if self.closing.is_some() {
-            self.refuse(id);
+            refuse(&*self.events, id);
             return;
         }
         let mut launch = self.settings.identity.probe_launch(step);
