@@ -2,6 +2,7 @@
 
     make bench                          everything (about twenty minutes, most of it the peer's)
     make bench BENCH_ARGS=--quick       smaller sizes, one repetition
+    make bench BENCH_ARGS=--full        also what takes the peer a quarter of an hour
     make bench BENCH_ARGS='--only seven,import'
 
 Each row is a function that returns lines of the table; times are medians.
@@ -26,8 +27,8 @@ BEGIN, END = "<!-- written by `make bench`: begin -->", "<!-- written by `make b
 
 
 class Bench:
-    def __init__(self, quick: bool) -> None:
-        self.quick = quick
+    def __init__(self, quick: bool, full: bool) -> None:
+        self.quick, self.full = quick, full
         self.mine, self.peer = ours(), peer()
 
     def times(self, count: int) -> int:
@@ -281,6 +282,7 @@ def write_page(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="smaller sizes, one repetition")
+    parser.add_argument("--full", action="store_true", help="the peer's longest rows, too")
     parser.add_argument("--only", default="", help=f"rows to measure, of {','.join(ROWS)}")
     parser.add_argument("--print", action="store_true", help="do not write docs/benchmarks.md")
     options = parser.parse_args()
@@ -289,7 +291,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no rows called {', '.join(unknown)}; there are {', '.join(ROWS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    bench = Bench(options.quick)
+    bench = Bench(options.quick, options.full)
     rows: list[Row] = []
     skipped = []
     for name in names:
