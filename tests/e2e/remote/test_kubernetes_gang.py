@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, client, finish, run_flow, start, wait_until
+from harness import REPOSITORY, client, finish, run_flow, start
 from kubernetes_tools import Namespace, is_running, rule
 
 pytestmark = pytest.mark.cluster
@@ -31,15 +31,10 @@ def joined(folder: Path, run: str, environment: dict[str, str]) -> list[str]:
 
 
 def nothing_left(namespace: Namespace) -> None:
-    """No Job, no pod, and no Service by which ranks found each other."""
-    left = lambda: [  # noqa: E731
-        *namespace.jobs(),
-        *namespace.pods(),
-        *namespace.api.get(f"{namespace.path}/services")["items"],
-    ]
-    wait_until(
-        lambda: not left(), f"nothing left: {[o['metadata']['name'] for o in left()]}", 90, 0.3
-    )
+    """No Job, no pod, and no Service by which ranks found each other, when a command has ended."""
+    services = namespace.api.get(f"{namespace.path}/services")["items"]
+    left = [item["metadata"]["name"] for item in [*namespace.jobs(), *namespace.pods(), *services]]
+    assert not left, f"left behind: {left}"
 
 
 def test_ranks_reach_the_first_by_name(

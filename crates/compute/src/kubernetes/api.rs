@@ -201,6 +201,11 @@ impl Cluster {
         Ok(self.list(&jobs(namespace), &ListParams::default().labels(selector)).await?.0)
     }
 
+    /// Objects of any kind, by path and label selector.
+    pub async fn list_at(&self, path: &str, selector: &str) -> Result<Vec<Value>, ApiFault> {
+        Ok(self.list(&Request::new(path), &ListParams::default().labels(selector)).await?.0)
+    }
+
     /// Events of one kind, by field selector.
     pub async fn list_events(&self, namespace: &str, fields: &str) -> Result<Vec<Value>, ApiFault> {
         let of = Request::new(format!("/api/v1/namespaces/{namespace}/events"));

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::api::{ApiFault, Cluster, Target};
 use super::names::{FLOW_LABEL, METADATA_LABEL, RUN_LABEL, USER_LABEL, label_value};
+use super::parallel::remove_services;
 use crate::remote::TaskFilter;
 use crate::remote::metadata_label;
 
@@ -90,6 +91,7 @@ pub async fn kill(cluster: &Cluster, tasks: &[ActiveTask]) -> Result<(), ApiFaul
             continue;
         }
         let selector = format!("{RUN_LABEL}={run}");
+        remove_services(cluster, namespace, &selector).await;
         match cluster.delete_jobs(namespace, Target::Selector(&selector)).await {
             Ok(()) => {
                 // The propagation takes the pods too, but later and with their own grace.

@@ -80,7 +80,7 @@ impl<'a> Rank<'a> {
     ) -> Result<(), ApiFault> {
         let found = cluster.get(&format!("/apis/batch/v1/namespaces/{namespace}/jobs"), job).await?;
         let uid = found["metadata"]["uid"].as_str().unwrap_or_default();
-        let path = format!("/api/v1/namespaces/{namespace}/services");
+        let path = services(namespace);
         if again {
             cluster.delete_named(&path, &self.service()).await?;
         }
@@ -100,7 +100,21 @@ pub async fn try_service(cluster: &Cluster, namespace: &str) -> Result<(), ApiFa
         "metadata": { "generateName": "gang-" },
         "spec": { "clusterIP": "None", "selector": { GANG_LABEL: "none" } },
     });
-    cluster.create(&format!("/api/v1/namespaces/{namespace}/services"), &service, true).await
+    cluster.create(&services(namespace), &service, true).await
+}
+
+/// Removes the Services of a run. Where that is not allowed they go with their Jobs, when the
+/// cluster's garbage collector comes to it.
+pub async fn remove_services(cluster: &Cluster, namespace: &str, selector: &str) {
+    let path = services(namespace);
+    let Ok(found) = cluster.list_at(&path, selector).await else { return };
+    for name in found.iter().filter_map(|service| service["metadata"]["name"].as_str()) {
+        let _collected_later = cluster.delete_named(&path, name).await;
+    }
+}
+
+fn services(namespace: &str) -> String {
+    format!("/api/v1/namespaces/{namespace}/services")
 }
 
 /// Why the ranks of a gang cannot find each other, as a sentence.

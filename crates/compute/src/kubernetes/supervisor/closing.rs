@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::super::api::{ApiFault, Cluster, Target};
+use super::super::parallel::remove_services;
 use super::super::pod::PodView;
 use super::stopping::{AT_ONCE, KILL_GRACE, NEVER_STARTED, forget_pods, unconfirmed};
 use super::{Supervisor, cancelled};
@@ -33,6 +34,7 @@ impl Supervisor {
             namespace,
             selector: self.settings.identity.selector(),
             known: self.finished.iter().filter(|f| f.1 == *namespace).map(|f| f.2.clone()).collect(),
+            gangs: !self.settings.gangs.is_empty(),
             began: Instant::now(),
         });
         let sweeps: Vec<Sweep> = sweeps.collect();
@@ -50,8 +52,10 @@ struct Sweep<'a> {
     cluster: &'a Cluster,
     namespace: &'a str,
     selector: String,
-    /// Jobs that were not removed yet, for where they cannot be listed.
+    /// Jobs that were not removed yet and whose ends were told.
     known: Vec<String>,
+    /// Steps of the run are gangs, whose ranks found each other by Services.
+    gangs: bool,
     began: Instant,
 }
 
@@ -78,8 +82,14 @@ impl Sweep<'_> {
     /// Removes what is there; the pods that live. `told`: they have been told to end.
     async fn look(&self, told: &mut bool) -> Result<Vec<PodView>, ApiFault> {
         self.remove_jobs().await?;
+        if self.gangs {
+            remove_services(self.cluster, self.namespace, &self.selector).await;
+        }
         let (pods, _) = self.cluster.list_pods(self.namespace, &self.selector).await?;
-        let (over, alive): (Vec<PodView>, Vec<PodView>) = pods.iter().map(PodView::of).partition(PodView::is_over);
+        // A task that has told its end in the store is dead, or will be in a moment: its node says so
+        // much later, longest if it had not even said that the container runs.
+        let is_over = |pod: &PodView| pod.is_over() || self.known.contains(&pod.job);
+        let (over, alive): (Vec<PodView>, Vec<PodView>) = pods.iter().map(PodView::of).partition(is_over);
         if alive.is_empty() && !over.is_empty() {
             let all = self.cluster.delete_pods(self.namespace, Target::Selector(&self.selector), 0).await;
             if all.is_ok() {
@@ -97,8 +107,7 @@ impl Sweep<'_> {
             let _by_propagation = self.cluster.delete_pods(self.namespace, target, KILL_GRACE).await;
             *told = true;
         }
-        // Those that have said how they ended are dead, or will be in a moment.
-        Ok(live.into_iter().filter(|pod| !self.known.contains(&pod.job)).collect())
+        Ok(live)
     }
 
     async fn remove_jobs(&self) -> Result<(), ApiFault> {
