@@ -285,6 +285,36 @@ fn a_task_that_gets_lost_again_and_again_fails_the_run() {
 }
 
 #[test]
+fn a_remote_task_that_gets_lost_again_and_again_waits_between() {
+    let mut world = decorated(&[("batch", json!({}))]);
+    let cause = Cause::new(CauseKind::LayerError, "no answer");
+    let mut pauses = Vec::new();
+    for attempt in 0..3 {
+        world.out.clear();
+        world.on(Event::Lost { id: id(1, attempt), cause: cause.clone() });
+        world.run.check_invariants();
+        let begun = world.now;
+        while world.submitted.len() < attempt as usize + 2 {
+            world.tick(1000);
+        }
+        pauses.push(world.now - begun);
+    }
+    assert_eq!(pauses, [0, 10_000, 30_000]);
+    let lost = |text: &&String| text.contains("Task was lost");
+    assert_eq!(
+        world.lines().iter().filter(lost).collect::<Vec<_>>(),
+        [
+            "[start/1] Task was lost (no answer); it starts again, which does not count as a retry.",
+            "[start/1] Task was lost (no answer); it starts again in 10 seconds, which does not count as a retry.",
+            "[start/1] Task was lost (no answer); it starts again in 30 seconds, which does not count as a retry.",
+        ]
+    );
+    world.out.clear();
+    world.on(Event::Lost { id: id(1, 3), cause });
+    assert_eq!(world.end.expect("over").state, RunState::Failed);
+}
+
+#[test]
 fn a_task_that_somebody_killed_is_not_started_again() {
     let mut world = decorated(&[("retry", json!({"times": 2})), ("catch", json!({}))]);
     let cause = Cause::new(CauseKind::Killed, "somebody killed it");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,44 @@ def test_an_image_that_does_not_exist(folder: Path, batch: dict[str, str]) -> No
     result = run_flow(folder, flow, "run", env=environment).exited(1)
     said = "image `localhost/there-is-none:1` cannot be pulled"
     assert said in result.stdout + result.stderr
+
+
+def test_a_name_that_no_image_has(folder: Path, batch: dict[str, str]) -> None:
+    flow = ONE_STEP.format(seconds=0)
+    environment = {**batch, "METAFLOW_BATCH_CONTAINER_IMAGE": "No Image"}
+    result = run_flow(folder, flow, "run", env=environment).exited(1)
+    assert "`No Image` is not the name of an image: " in result.stdout + result.stderr
+    assert "Task was lost" not in result.stdout
+
+
+def test_a_task_that_is_lost_again_waits_before_it_starts_again(
+    folder: Path, batch: dict[str, str]
+) -> None:
+    submitted: list[tuple[str, float]] = []
+    said = "DockerTimeoutError: Could not transition to started; timed out after waiting 4m0s"
+
+    def lose_twice(operation: str, body: Body, forward: Callable[[], Answer]) -> Answer:
+        status, answer = forward()
+        if operation == "submitjob":
+            submitted.append((answer["jobId"], time.monotonic()))
+        if operation == "describejobs":
+            lost = [job for job, _ in submitted[:2]]
+            for job in answer["jobs"]:
+                if job["jobId"] in lost:
+                    job.update(status="FAILED", statusReason=said, container={})
+        return status, answer
+
+    with door(batch["AWS_ENDPOINT_URL_BATCH"]) as service:
+        service.behaviour = lose_twice
+        environment = {**batch, "AWS_ENDPOINT_URL_BATCH": service.endpoint}
+        result = run_flow(folder, ONE_STEP.format(seconds=0), "run", env=environment).ok()
+    told = f"Task was lost (AWS Batch could not run the job: {said}); it starts again"
+    lines = [line for line in result.stdout.splitlines() if "Task was lost" in line]
+    assert len(lines) == 2
+    assert f"{told}, which does not count as a retry." in lines[0]
+    assert f"{told} in 10 seconds, which does not count as a retry." in lines[1]
+    assert len(submitted) == 3
+    assert submitted[2][1] - submitted[1][1] >= 10
 
 
 def test_a_job_that_somebody_terminates_is_not_started_again(

@@ -169,6 +169,12 @@ impl JobView {
         if let Some(cause) = no_interpreter(said, asked.image, asked.interpreter) {
             return Some(cause);
         }
+        if has(&["invalid reference format"]) {
+            return Some(Cause::new(
+                CauseKind::Image,
+                format!("`{}` is not the name of an image: {said}", asked.image),
+            ));
+        }
         let no_image = ["No such image", "/images/create?", "pull access denied", "manifest unknown", "ImageNotFound"];
         if has(&["CannotPull", "ImagePull"]) || has(&no_image) {
             let text = format!("the image `{}` cannot be pulled: {said}", asked.image);

@@ -76,6 +76,9 @@ fn images_that_cannot_be_pulled_or_have_no_python() {
     let reason = "500 Server Error for http+docker://localhost/v1.41/images/create?tag=1&fromImage=team: refused";
     let said = told(json!({ "statusReason": reason }));
     assert_eq!(said, (CauseKind::Image, format!("the image `team/train:1` cannot be pulled: {reason}"), None));
+    let reason = "CannotCreateContainerError: invalid reference format: repository name must be lowercase";
+    let said = told(json!({"statusReason": "Task failed to start", "container": {"reason": reason}}));
+    assert_eq!(said, (CauseKind::Image, format!("`team/train:1` is not the name of an image: {reason}"), None));
     let reason = "CannotStartContainerError: Error response from daemon: failed to create task for container: exec: \
                   \"python3\": executable file not found in $PATH";
     let said = told(json!({"statusReason": "Task failed to start", "container": {"reason": reason}}));

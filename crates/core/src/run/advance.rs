@@ -164,17 +164,14 @@ impl Run {
         } else if let Some(gang) = self.gang_of(&active.ready).filter(|_| gang_stops.is_some()) {
             self.rank_failed(gang, active, Again::lost(id.task), now, out);
         } else if active.lost < MAX_LOSSES {
-            out.push(self.say(id.task, &active, Line::TaskLost(cause)));
+            let seconds = self.loss_pause(&active) / 1000;
+            out.push(self.say(id.task, &active, Line::TaskLost { cause, seconds }));
             if let Some(gang) = self.gang_of(&active.ready) {
                 self.rank_failed(gang, active, Again::lost(id.task), now, out);
                 self.go_on(now, out);
                 return;
             }
-            let previous_failure = active.previous_failure.clone();
-            let mut next = active.again();
-            next.lost += 1;
-            next.previous_failure = previous_failure;
-            self.submit(id.task, next, now, out);
+            self.submit_lost(id.task, active, now, out);
         } else {
             out.push(self.say(id.task, &active, Line::TaskCause(cause.clone())));
             out.push(self.say(id.task, &active, Line::TaskFailed));

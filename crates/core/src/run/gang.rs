@@ -176,16 +176,15 @@ impl Run {
             if done.is_some() {
                 self.counts[active.ready.step].done -= 1;
             }
+            let task = TaskId(first.0 + rank);
+            if again.lost {
+                self.submit_lost(task, active, now, out);
+                continue;
+            }
             let earlier = active.previous_failure.clone();
             let mut next = active.again();
             next.previous_failure = again.previous_failure.clone().or(earlier);
-            let task = TaskId(first.0 + rank);
-            if again.lost {
-                next.lost += 1;
-                self.submit(task, next, now, out);
-            } else {
-                self.submit_again(task, next, now, out);
-            }
+            self.submit_again(task, next, now, out);
         }
     }
 

@@ -82,8 +82,11 @@ pub enum Line {
     TaskSegfault,
     /// The failure is of a kind that a retry cannot mend.
     NotRetried,
-    /// The layer lost the task; it starts again without spending a retry.
-    TaskLost(Cause),
+    /// The layer lost the task; it starts again after so long, without spending a retry.
+    TaskLost {
+        cause: Cause,
+        seconds: i64,
+    },
     /// Written for every task that a stopping run interrupts.
     KilledByOrchestrator,
     WorkflowFailed,
@@ -160,7 +163,7 @@ impl Line {
                 | Self::TaskFailed
                 | Self::TaskSegfault
                 | Self::NotRetried
-                | Self::TaskLost(_)
+                | Self::TaskLost { .. }
                 | Self::AdoptedFailed(_)
                 | Self::TerminatingAdopted { .. }
                 | Self::KilledByOrchestrator
@@ -209,8 +212,9 @@ impl fmt::Display for Line {
             Self::TaskFailed => f.write_str("Task failed."),
             Self::TaskSegfault => f.write_str("Task failed with a segmentation fault."),
             Self::NotRetried => f.write_str("This failed task will not be retried."),
-            Self::TaskLost(cause) => {
-                write!(f, "Task was lost ({}); it starts again, which does not count as a retry.", cause.text)
+            Self::TaskLost { cause, seconds } => {
+                let when = if *seconds > 0 { format!(" in {seconds} seconds") } else { String::new() };
+                write!(f, "Task was lost ({}); it starts again{when}, which does not count as a retry.", cause.text)
             }
             Self::KilledByOrchestrator => f.write_str("[KILLED BY ORCHESTRATOR]"),
             Self::WorkflowFailed => f.write_str("Workflow failed."),

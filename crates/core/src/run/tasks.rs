@@ -15,6 +15,9 @@ use crate::task::{AttemptState, Cause, ForeachFrame, InputRef, Millis, TaskLaunc
 /// How long past `@timeout` the task may take to act on it itself.
 const BACKSTOP: Millis = 60_000;
 
+/// Pauses of a remote task after its first, second and third loss, in milliseconds.
+const LOSS_PAUSES: [Millis; 3] = [0, 10_000, 30_000];
+
 /// A submitted attempt, until it is finished or lost.
 #[derive(Debug)]
 pub(super) struct Active {
@@ -107,18 +110,43 @@ impl Run {
     }
 
     /// Another attempt after a failure; on a remote layer after the pause that `@retry` asks for.
-    pub(super) fn submit_again(&mut self, task: TaskId, mut active: Active, now: Millis, out: &mut Vec<Action>) {
+    pub(super) fn submit_again(&mut self, task: TaskId, active: Active, now: Millis, out: &mut Vec<Action>) {
         let policy = &self.graph.steps[active.ready.step].policy;
         let minutes = policy.minutes_between_retries;
         if policy.layer.is_none() || minutes <= 0.0 || self.is_fallback(&active) {
             self.submit(task, active, now, out);
             return;
         }
-        let until = now.saturating_add((minutes * 60_000.0) as Millis);
+        let said = self.say(task, &active, Line::SleepingBeforeRetry { minutes });
+        self.pause(task, active, (minutes * 60_000.0) as Millis, now, out);
+        out.push(said);
+    }
+
+    /// Another attempt after a loss, which counts as no retry.
+    pub(super) fn submit_lost(&mut self, task: TaskId, lost: Active, now: Millis, out: &mut Vec<Action>) {
+        let pause = self.loss_pause(&lost);
+        let previous_failure = lost.previous_failure.clone();
+        let mut next = lost.again();
+        next.lost += 1;
+        next.previous_failure = previous_failure;
+        if pause == 0 {
+            self.submit(task, next, now, out);
+        } else {
+            self.pause(task, next, pause, now, out);
+        }
+    }
+
+    /// How long a lost task waits until it starts again: a remote layer that loses it once more may need time.
+    pub(super) fn loss_pause(&self, lost: &Active) -> Millis {
+        let remote = self.graph.steps[lost.ready.step].policy.layer.is_some() && !self.is_fallback(lost);
+        if remote { LOSS_PAUSES.get(lost.lost as usize).copied().unwrap_or_default() } else { 0 }
+    }
+
+    fn pause(&mut self, task: TaskId, mut active: Active, length: Millis, now: Millis, out: &mut Vec<Action>) {
+        let until = now.saturating_add(length);
         active.state = AttemptState::Waiting;
         active.paused_until = Some(until);
         out.push(self.record(task, &active, now, &Ending::default()));
-        out.push(self.say(task, &active, Line::SleepingBeforeRetry { minutes }));
         self.pauses.insert((until, AttemptId { task, attempt: active.attempt }));
         self.counts[active.ready.step].starting += 1;
         self.active.insert(task, active);
