@@ -51,7 +51,7 @@ engine: | $(BIN)/python
 
 extension:
 	@mkdir -p $(CARGO_TARGET_DIR)
-	flock $(LOCK) $(SHELL) -ec 'cargo build --release --package ferroflow-python && cp $(RELEASE)/lib_native.so python/metaflow/.native.new'
+	flock $(LOCK) $(SHELL) -ec 'PATH="$(CURDIR)/$(BIN):$$PATH" cargo rustc --release --package ferroflow-python --lib -- -C linker=crates/python/linker && cp $(RELEASE)/lib_native.so python/metaflow/.native.new'
 	@mv python/metaflow/.native.new python/metaflow/_native.abi3.so
 
 $(BIN)/python:

@@ -1,7 +1,10 @@
 """`package`: what remote tasks would take along, as the command line shows and saves it."""
 
+import re
 import tarfile
 from pathlib import Path
+
+import metaflow
 
 from harness import run_flow
 
@@ -100,3 +103,12 @@ def test_a_package_that_cannot_be_saved_is_told(folder: Path) -> None:
     result = run_flow(folder, FLOW, "package", "save", "no/such/folder.tgz")
     assert result.code == 1
     assert f"cannot write the code package `{folder}/no/such/folder.tgz`" in result.stderr
+
+
+def test_the_extension_asks_for_no_newer_glibc_than_promised() -> None:
+    extension = Path(metaflow.__file__).parent / "_native.abi3.so"
+    versions = {
+        tuple(map(int, found.split(b".")))
+        for found in re.findall(rb"GLIBC_(\d+\.\d+)", extension.read_bytes())
+    }
+    assert versions and max(versions) <= (2, 28), max(versions)
