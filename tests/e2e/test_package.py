@@ -4,9 +4,9 @@ import re
 import tarfile
 from pathlib import Path
 
-import metaflow
-
 from harness import run_flow
+
+import metaflow
 
 FLOW = """
 class Packed(FlowSpec):
