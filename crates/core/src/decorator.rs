@@ -17,6 +17,7 @@ use crate::task::TaskDecorator;
 
 pub use check::check;
 pub(crate) use check::unavailable;
+pub use values::in_registry;
 pub use with::{apply_with, parse_with};
 
 /// Attempts of one task in all, `@catch`'s fallbacks included.

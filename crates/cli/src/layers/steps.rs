@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ferroflow_compute::remote::RunIdentity;
 use ferroflow_compute::remote::refusal::{Refusal, in_words};
-use ferroflow_core::decorator::kubernetes::in_registry;
+use ferroflow_core::decorator::in_registry;
 use ferroflow_core::decorator::{DecoratorKind, find};
 use ferroflow_core::graph::{Graph, StepKind};
 use ferroflow_core::id::{RunId, StepName};

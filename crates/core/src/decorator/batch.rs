@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::kubernetes::in_registry;
 pub use super::values::Tmpfs;
 use super::values::{Values, unquoted};
 use super::{AttributeSpec, attribute};
@@ -117,7 +116,7 @@ impl BatchOptions {
             memory: values.amount("memory")?,
             disk: None,
             gpu: values.whole("gpu")?.unwrap_or(0),
-            image: values.text("image")?,
+            image: values.image(CONTAINER_REGISTRY)?,
             queue: values.text("queue")?,
             iam_role: values.text("iam_role")?,
             execution_role: values.text("execution_role")?,
@@ -148,7 +147,7 @@ impl BatchOptions {
         }
         options.tmpfs = values.tmpfs(options.memory)?;
         options.check()?;
-        Ok(options.with_registry(configured.get(CONTAINER_REGISTRY)))
+        Ok(options)
     }
 
     /// The larger of both (behaviour.md D-50).
@@ -192,14 +191,6 @@ impl BatchOptions {
             return Err(format!("`share_identifier` must be letters and digits, at most 255, not `{share}`"));
         }
         Ok(())
-    }
-
-    /// The configured registry goes before an image that names none.
-    fn with_registry(mut self, registry: Option<&String>) -> Self {
-        if let (Some(registry), Some(image)) = (registry.filter(|r| !r.is_empty()), &self.image) {
-            self.image = Some(in_registry(image, registry));
-        }
-        self
     }
 }
 

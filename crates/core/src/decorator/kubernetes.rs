@@ -121,7 +121,7 @@ impl KubernetesOptions {
             disk: values.amount("disk")?,
             gpu: values.whole("gpu")?.unwrap_or(0),
             gpu_vendor: values.text("gpu_vendor")?.unwrap_or_else(|| "nvidia".to_owned()).to_ascii_lowercase(),
-            image: values.text("image")?,
+            image: values.image(CONTAINER_REGISTRY)?,
             image_pull_policy: values.choice("image_pull_policy", &["Always", "IfNotPresent", "Never"])?,
             image_pull_secrets: values.names("image_pull_secrets")?,
             service_account: values.text("service_account")?,
@@ -151,7 +151,7 @@ impl KubernetesOptions {
         }
         options.tmpfs = values.tmpfs(options.memory)?;
         options.check()?;
-        Ok(options.with_registry(configured.get(CONTAINER_REGISTRY)))
+        Ok(options)
     }
 
     /// The larger of both for cpu, memory and disk; `gpu` and `shared_memory` of `@resources`
@@ -190,23 +190,6 @@ impl KubernetesOptions {
         }
         Ok(())
     }
-
-    /// The configured registry goes before an image that names none.
-    fn with_registry(mut self, registry: Option<&String>) -> Self {
-        if let (Some(registry), Some(image)) = (registry.filter(|r| !r.is_empty()), &self.image) {
-            self.image = Some(in_registry(image, registry));
-        }
-        self
-    }
-}
-
-/// The image in that registry, unless it names one.
-pub fn in_registry(image: &str, registry: &str) -> String {
-    let first = image.split_once('/').map_or("", |(first, _)| first);
-    if first.contains(['.', ':']) || first == "localhost" {
-        return image.to_owned();
-    }
-    format!("{}/{image}", registry.trim_end_matches('/'))
 }
 
 /// As Kubernetes demands of a label's value.
@@ -346,7 +329,7 @@ mod tests {
     #[test]
     fn a_registry_goes_before_images_that_name_none() {
         let images = ["python:3.11", "team/x", "ghcr.io/x", "localhost/x", "host:5000/x"];
-        let placed: Vec<String> = images.iter().map(|image| in_registry(image, "r.example")).collect();
+        let placed: Vec<String> = images.iter().map(|image| super::super::in_registry(image, "r.example")).collect();
         assert_eq!(placed, ["r.example/python:3.11", "r.example/team/x", "ghcr.io/x", "localhost/x", "host:5000/x"]);
     }
 }

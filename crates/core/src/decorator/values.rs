@@ -133,6 +133,13 @@ impl Values<'_> {
         }
     }
 
+    /// The image, in the registry that the configuration names where the image names none.
+    pub fn image(&self, registry: &str) -> Result<Option<String>, String> {
+        let registry = self.configured.get(registry).filter(|registry| !registry.is_empty());
+        let placed = |image: String| registry.map_or_else(|| image.clone(), |registry| in_registry(&image, registry));
+        Ok(self.text("image")?.map(placed))
+    }
+
     pub fn tmpfs(&self, memory: f64) -> Result<Option<Tmpfs>, String> {
         let size = self.positive("tmpfs_size")?;
         if !self.flag("use_tmpfs")? && size.is_none() {
@@ -145,6 +152,15 @@ impl Values<'_> {
         let size = size.unwrap_or((memory / 2.0) as u64);
         Ok(Some(Tmpfs { size, path, is_tempdir: self.flag("tmpfs_tempdir")? }))
     }
+}
+
+/// The image in that registry, unless it names one.
+pub fn in_registry(image: &str, registry: &str) -> String {
+    let first = image.split_once('/').map_or("", |(first, _)| first);
+    if first.contains(['.', ':']) || first == "localhost" {
+        return image.to_owned();
+    }
+    format!("{}/{image}", registry.trim_end_matches('/'))
 }
 
 /// A text that is JSON, as what it says.
