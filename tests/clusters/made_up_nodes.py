@@ -39,6 +39,8 @@ class Shape:
     pods: int = 250
     labels: Mapping[str, str] = field(default_factory=dict)
     tainted: bool = True
+    # Never says that a deleted pod is dead, as a machine that hangs.
+    silent: bool = False
 
     def capacity(self) -> dict[str, str]:
         capacity = {
@@ -62,6 +64,7 @@ class MadeUpNodes:
         self._api = api
         self._renewed: set[str] = set()
         self._added: set[str] = set()
+        self._silent: set[str] = set()
         self._stop = threading.Event()
         # As many kubelets would, and not one after the other.
         self._deleters = ThreadPoolExecutor(8)
@@ -86,6 +89,8 @@ class MadeUpNodes:
         node["spec"] = {"taints": shape.taints()}
         self._api.apply_new("/api/v1/nodes", node)
         self._added.add(name)
+        if shape.silent:
+            self._silent.add(name)
         self._api.apply_new(LEASES, {"metadata": {"name": name}, "spec": {"holderIdentity": name}})
         self._renew(name)
         self._renewed.add(name)
@@ -160,7 +165,7 @@ class MadeUpNodes:
             if self._stop.is_set():
                 return
             pod = event["object"]
-            on_ours = pod.get("spec", {}).get("nodeName") in self._added
+            on_ours = pod.get("spec", {}).get("nodeName") in self._added - self._silent
             if on_ours and event["type"] != "DELETED" and pod["metadata"].get("deletionTimestamp"):
                 self._deleters.submit(self._remove_pod, pod)
 

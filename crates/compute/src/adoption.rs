@@ -129,6 +129,10 @@ impl ComputeLayer for Adopter {
         self.layer.stop(&theirs, signal);
     }
 
+    fn run_ends(&self) {
+        self.layer.run_ends();
+    }
+
     fn shut_down(&self) -> Later<'_, ()> {
         self.layer.shut_down()
     }

@@ -96,6 +96,10 @@ impl ComputeLayer for RoutingLayer {
         }
     }
 
+    fn run_ends(&self) {
+        self.elsewhere().chain([&self.local]).for_each(|layer| layer.run_ends());
+    }
+
     fn shut_down(&self) -> Later<'_, ()> {
         Box::pin(async {
             // All at once: each may take seconds. The local one last only in the list.

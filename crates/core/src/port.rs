@@ -119,6 +119,9 @@ pub trait ComputeLayer: Send + Sync {
     /// Stops attempts; unknown or finished ones are ignored. One that was not started yet is
     /// `Lost` with `CauseKind::Cancelled`.
     fn stop(&self, attempts: &[AttemptId], signal: StopSignal);
+    /// The user ended the run: what is out is being stopped, and nothing further comes. A layer that
+    /// cannot soon say that nothing is left says what is, and how to remove it.
+    fn run_ends(&self) {}
     /// Ends the layer: nothing it started is alive when the future completes.
     fn shut_down(&self) -> Later<'_, ()>;
     /// Whether a task goes on when this engine dies. It is submitted only once the record of that

@@ -135,7 +135,10 @@ pub async fn drive(
         let sleep = sleep_until(driver.machine.next_tick());
         tokio::select! {
             biased;
-            Some(stop) = stops.recv() => driver.feed(Event::StopRequested { signal: stop.signal }),
+            Some(stop) = stops.recv() => {
+                driver.feed(Event::StopRequested { signal: stop.signal });
+                driver.layer.run_ends();
+            }
             Some(error) = failures.recv() => failure = Some(error),
             Some(barrier) = passed.recv() => driver.pass(barrier),
             Some(letter) = receiver.recv() => driver.open(letter),
@@ -143,10 +146,16 @@ pub async fn drive(
             _ = redraw.tick(), if wants_progress => driver.show_progress(),
         }
     }
-    // A layer that ends may still tell of its tasks' last lines.
-    match failure {
-        Some(MetadataError::TakenOver(_)) => parts.layer.let_go().await,
-        _ => parts.layer.shut_down().await,
+    let mut end = match failure {
+        Some(MetadataError::TakenOver(_)) => parts.layer.let_go(),
+        _ => parts.layer.shut_down(),
+    };
+    // A layer that ends may still tell of its tasks' last lines, and what keeps it.
+    loop {
+        tokio::select! {
+            () = &mut end => break,
+            Some(letter) = receiver.recv() => driver.take_last(letter),
+        }
     }
     while let Ok(letter) = receiver.try_recv() {
         driver.take_last(letter);

@@ -153,6 +153,8 @@ impl Supervisor {
         match command {
             Command::Submit(launch) => self.submit(*launch),
             Command::Stop(ids, signal) => self.stop(&ids, signal),
+            // Who stops jobs hears at once whether AWS took the order.
+            Command::RunEnds => {}
             Command::ShutDown(done) => self.shut_down(done),
             Command::Adopt(step, id) => self.adopt(&step, id),
             Command::LetGo(done) => {

@@ -7,7 +7,7 @@ use ferroflow_core::port::RemoteContainer;
 use ferroflow_core::task::TaskLaunch;
 use serde_json::{Map, Value, json};
 
-use super::names::{ATTEMPT_LABEL, container_name};
+use super::names::{ATTEMPT_LABEL, attempt_label, container_name};
 use crate::remote::RunIdentity;
 
 /// Python acts on `@timeout` itself and process 1 of the container kills what ignores that, a minute
@@ -79,7 +79,7 @@ impl JobParts<'_> {
     fn labels(&self) -> BTreeMap<String, String> {
         let mut labels = self.options.labels.clone();
         labels.extend(self.identity.labels());
-        labels.insert(ATTEMPT_LABEL.to_owned(), format!("{}-{}", self.launch.id.task, self.launch.id.attempt));
+        labels.insert(ATTEMPT_LABEL.to_owned(), attempt_label(self.launch.id));
         labels
     }
 

@@ -57,6 +57,11 @@ impl RunIdentity {
     }
 }
 
+/// Value of `ATTEMPT_LABEL`.
+pub fn attempt_label(id: AttemptId) -> String {
+    format!("{}-{}", id.task, id.attempt)
+}
+
 /// The text where it may be a label's value, else what can be kept of it with a hash.
 pub fn label_value(text: &str) -> String {
     if !text.is_empty() && is_label_value(text) {

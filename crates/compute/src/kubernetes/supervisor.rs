@@ -5,6 +5,7 @@
 mod adopting;
 mod closing;
 mod ending;
+mod leaving;
 mod signs;
 mod stopping;
 mod taken;
@@ -31,6 +32,7 @@ use super::submit::Submitter;
 use super::watch::{PodNews, follow};
 use crate::remote::layer::{Command, refuse, refuse_rest};
 use adopting::Findings;
+use leaving::Herald;
 
 pub enum Message {
     /// `false`: it was cancelled before it went out.
@@ -103,6 +105,8 @@ pub struct Supervisor {
     /// Adopted attempts that were not looked for yet.
     adopted: Vec<AttemptId>,
     let_go: bool,
+    /// Set when everything is being stopped.
+    herald: Option<Herald>,
     /// Ending until then, and who waits for it.
     closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
@@ -137,6 +141,7 @@ impl Supervisor {
             told_undeleted: false,
             adopted: Vec::new(),
             let_go: false,
+            herald: None,
             closing: None,
         }
     }
@@ -181,6 +186,7 @@ impl Supervisor {
         match command {
             Command::Submit(launch) => self.submit(*launch),
             Command::Stop(ids, signal) => self.stop(&ids, signal),
+            Command::RunEnds => self.run_ends(),
             Command::ShutDown(done) => self.shut_down(done),
             Command::Adopt(step, id) => self.adopt(&step, id),
             Command::LetGo(done) => {

@@ -13,6 +13,8 @@ use tokio::sync::oneshot;
 pub enum Command {
     Submit(Box<TaskLaunch>),
     Stop(Vec<AttemptId>, StopSignal),
+    /// The user ended the run: everything is being stopped.
+    RunEnds,
     /// Everything is ended; then who asked is told.
     ShutDown(oneshot::Sender<()>),
     /// An attempt that this run's engine before had submitted.
@@ -74,6 +76,10 @@ impl ComputeLayer for RemoteLayer {
 
     fn stop(&self, attempts: &[AttemptId], signal: StopSignal) {
         let _over = self.commands.send(Command::Stop(attempts.to_vec(), signal));
+    }
+
+    fn run_ends(&self) {
+        let _over = self.commands.send(Command::RunEnds);
     }
 
     fn shut_down(&self) -> Later<'_, ()> {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::super::api::{ApiFault, Cluster, Target};
 use super::super::parallel::remove_services;
 use super::super::pod::PodView;
+use super::leaving::how_to_remove;
 use super::stopping::{AT_ONCE, KILL_GRACE, NEVER_STARTED, forget_pods, unconfirmed};
 use super::{Supervisor, cancelled};
 
@@ -19,6 +20,8 @@ use super::{Supervisor, cancelled};
 const LONGEST: Duration = Duration::from_secs(20);
 /// The same where it refuses or does not answer.
 const LONGEST_TROUBLE: Duration = Duration::from_secs(5);
+/// The same, from when the run was told to end, where only nodes have to say that containers are dead.
+const LONGEST_OF_NODES: Duration = Duration::from_secs(8);
 /// Between two looks at what is left.
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
@@ -29,6 +32,7 @@ impl Supervisor {
             let cause = if attempt.told_started { unconfirmed() } else { cancelled() };
             self.events.send(LayerEvent::Lost { id, cause });
         }
+        let since = self.herald.as_ref().map_or_else(Instant::now, |herald| herald.since);
         let sweeps = self.watched.iter().map(|namespace| Sweep {
             cluster: &self.cluster,
             namespace,
@@ -36,13 +40,17 @@ impl Supervisor {
             known: self.finished.iter().filter(|f| f.1 == *namespace).map(|f| f.2.clone()).collect(),
             gangs: !self.settings.gangs.is_empty(),
             began: Instant::now(),
+            since,
         });
         let sweeps: Vec<Sweep> = sweeps.collect();
         let ends = join_all(sweeps.iter().map(Sweep::run)).await;
-        for (sweep, end) in sweeps.iter().zip(ends) {
-            if let Some(text) = sweep.what_is_left(&end, &self.settings.kill_command) {
-                self.events.send(LayerEvent::Notice { text });
-            }
+        let left = sweeps.iter().zip(&ends).filter_map(|(s, end)| s.what_is_left(end, &self.settings.kill_command));
+        let left: Vec<String> = left.collect();
+        let has_told = self.herald.take().is_some_and(|herald| herald.has_told());
+        let all_gone =
+            (left.is_empty() && has_told).then(|| "Nothing of this run is left on Kubernetes now.".to_owned());
+        for text in left.into_iter().chain(all_gone) {
+            self.events.send(LayerEvent::Notice { text });
         }
     }
 }
@@ -57,6 +65,8 @@ struct Sweep<'a> {
     /// Steps of the run are gangs, whose ranks found each other by Services.
     gangs: bool,
     began: Instant,
+    /// When the run was told to end.
+    since: Instant,
 }
 
 impl Sweep<'_> {
@@ -72,7 +82,9 @@ impl Sweep<'_> {
                 Err(fault) => fault.may_pass(),
             };
             let longest = if seen.is_ok() { LONGEST } else { LONGEST_TROUBLE };
-            if !may_change || self.began.elapsed() + LOOK_AGAIN >= longest {
+            let is_told = seen.as_ref().is_ok_and(|alive| alive.iter().all(|pod| pod.deleting));
+            let nodes_turn = is_told && self.since.elapsed() >= LONGEST_OF_NODES;
+            if !may_change || nodes_turn || self.began.elapsed() + LOOK_AGAIN >= longest {
                 return seen;
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -131,21 +143,23 @@ impl Sweep<'_> {
     }
 
     fn what_is_left(&self, end: &Result<Vec<PodView>, ApiFault>, kill_command: &str) -> Option<String> {
-        let left = match end {
-            Ok(alive) if alive.is_empty() => return None,
-            Ok(alive) => {
-                let count = match alive.len() {
-                    1 => "1 pod of this run has".to_owned(),
-                    count => format!("{count} pods of this run have"),
-                };
-                let node = &alive[0].node;
-                format!("{count} been deleted, but node `{node}` has not said that the container is dead")
-            }
-            Err(fault) => format!("jobs of this run may be left on Kubernetes ({fault})"),
-        };
         let (namespace, selector) = (self.namespace, &self.selector);
+        let alive = match end {
+            Ok(alive) if alive.is_empty() => return None,
+            Ok(alive) => alive,
+            Err(fault) => {
+                let how = how_to_remove(kill_command, namespace, selector);
+                return Some(format!("jobs of this run may be left on Kubernetes ({fault}). {how}"));
+            }
+        };
+        let (pods, they) = match alive.len() {
+            1 => ("1 pod of this run has".to_owned(), "it goes"),
+            count => (format!("{count} pods of this run have"), "they go"),
+        };
+        let node = &alive[0].node;
         Some(format!(
-            "{left}. Remove what is left with: {kill_command}, or: kubectl -n {namespace} delete jobs,pods -l {selector}"
+            "{pods} been deleted, but node `{node}` has not said that the container is dead: {they} when it does. If it is \
+             gone for good, remove what is left with: kubectl -n {namespace} delete pods --force -l {selector}"
         ))
     }
 }

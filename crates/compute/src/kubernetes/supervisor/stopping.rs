@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::super::api::{ApiFault, Cluster, Target};
 use super::super::attempt::{Attempt, Stage};
 use super::super::job::TERMINATION_GRACE;
+use super::super::names::{ATTEMPT_LABEL, attempt_label};
 use super::{CLOSING, Message, Supervisor, cancelled};
 
 /// So many are stopped one by one, if they are not all there are.
@@ -25,13 +26,17 @@ pub(super) const KILL_GRACE: u32 = 1;
 /// A pod whose container was never started is forgotten when its node has not let it go by then: a
 /// node that pulls an image answers only when it has it.
 pub(super) const NEVER_STARTED: Duration = Duration::from_secs(2);
-/// What is killed is given up when its node has not said by then that it ended.
+/// What is killed is given up when its node has not said by then that it ended,
 const NO_CONFIRMATION: Duration = Duration::from_secs(6);
+/// and sooner where the cluster has marked the pod for its node.
+const NO_CONFIRMATION_OF_NODE: Duration = Duration::from_secs(3);
+/// So many attempts are told apart in one selector.
+const MOST_IN_SELECTOR: usize = 500;
 
 /// What is to be deleted in one namespace.
 struct Deletion {
     namespace: String,
-    /// Selects everything of the run; `None`: only the names.
+    /// Selects all that is meant; `None`: only the names.
     selector: Option<String>,
     /// Job and pod.
     names: Vec<(String, Option<String>)>,
@@ -67,11 +72,12 @@ impl Supervisor {
         for (id, attempt) in &mut self.attempts {
             let Some(signal) = attempt.stop else { continue };
             let waited = attempt.stopped_at.elapsed();
+            let patience = if attempt.view.deleting { NO_CONFIRMATION_OF_NODE } else { NO_CONFIRMATION };
             if attempt.stage == Stage::Created && waited >= NEVER_STARTED && !attempt.forced {
                 let Some((name, version)) = attempt.pod.clone().zip(attempt.version.clone()) else { continue };
                 attempt.forced = true;
                 forget.push((attempt.namespace.clone(), name, version));
-            } else if attempt.stage != Stage::Ending && signal == StopSignal::Kill && waited >= NO_CONFIRMATION {
+            } else if attempt.stage != Stage::Ending && signal == StopSignal::Kill && waited >= patience {
                 give_up.push(*id);
             }
         }
@@ -124,13 +130,26 @@ impl Supervisor {
             deletion.names.push((attempt.job.clone(), attempt.pod.clone()));
         }
         for (namespace, deletion) in &mut by_namespace {
-            let is_meant = |id, a: &Attempt| a.namespace != **namespace || a.stop.is_some() || wanted.contains(id);
-            let all = self.attempts.iter().all(|(id, attempt)| is_meant(id, attempt));
-            if all && deletion.names.len() > FEW {
-                deletion.selector = Some(self.settings.identity.selector());
+            if deletion.names.len() > FEW {
+                deletion.selector = self.selector_of(namespace, &wanted);
             }
         }
         by_namespace.into_values().collect()
+    }
+
+    /// Selects these attempts, and what is stopped already, in a namespace.
+    fn selector_of(&self, namespace: &str, wanted: &HashSet<&AttemptId>) -> Option<String> {
+        let mut others = Others { meant: Vec::new(), ending: Vec::new(), some_go_on: false };
+        for (id, attempt) in self.attempts.iter().filter(|(_, attempt)| attempt.namespace == namespace) {
+            if attempt.stop.is_some() || wanted.contains(id) {
+                others.meant.push(*id);
+            } else if attempt.stage == Stage::Ending {
+                others.ending.push(*id);
+            } else {
+                others.some_go_on = true;
+            }
+        }
+        others.selector(self.settings.identity.selector())
     }
 
     pub(super) fn deleted(&mut self, ids: &[AttemptId], result: &Result<(), ApiFault>) {
@@ -163,8 +182,34 @@ impl Supervisor {
             Some((_, waiting)) => waiting.push(done),
             None => self.closing = Some((Instant::now() + CLOSING, vec![done])),
         }
+        self.run_ends();
         let all: Vec<AttemptId> = self.attempts.keys().copied().collect();
         self.stop(&all, StopSignal::Kill);
+    }
+}
+
+/// A namespace's attempts, by whether they are to be deleted.
+struct Others {
+    meant: Vec<AttemptId>,
+    /// Their end is known, and their last lines are being read.
+    ending: Vec<AttemptId>,
+    some_go_on: bool,
+}
+
+impl Others {
+    /// Selects what is meant: all of the run, all but what is ending, or just these. With some that
+    /// go on, finished ones stay, too: they are removed when their time comes.
+    fn selector(&self, run: String) -> Option<String> {
+        let list = |ids: &[AttemptId]| ids.iter().map(|id| attempt_label(*id)).collect::<Vec<_>>().join(",");
+        if !self.some_go_on && self.ending.is_empty() {
+            Some(run)
+        } else if !self.some_go_on && self.ending.len() <= MOST_IN_SELECTOR {
+            Some(format!("{run},{ATTEMPT_LABEL} notin ({})", list(&self.ending)))
+        } else if self.meant.len() <= MOST_IN_SELECTOR {
+            Some(format!("{run},{ATTEMPT_LABEL} in ({})", list(&self.meant)))
+        } else {
+            None
+        }
     }
 }
 
@@ -215,4 +260,24 @@ pub(super) async fn forget_pods(cluster: &Cluster, pods: Vec<(String, String, St
 
 pub(super) fn unconfirmed() -> Cause {
     Cause::new(CauseKind::Cancelled, "stopped, but the cluster has not said that it ended")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::attempt;
+
+    #[test]
+    fn one_selector_means_what_is_stopped_and_nothing_else() {
+        let selector = |meant: &[u64], ending: &[u64], some_go_on| {
+            let ids = |of: &[u64]| of.iter().map(|task| attempt(*task)).collect();
+            Others { meant: ids(meant), ending: ids(ending), some_go_on }.selector("run=1".to_owned())
+        };
+        assert_eq!(selector(&[1, 2], &[], false).as_deref(), Some("run=1"));
+        assert_eq!(selector(&[1, 2], &[3, 4], false).as_deref(), Some("run=1,ferroflow/attempt notin (3-0,4-0)"));
+        assert_eq!(selector(&[1, 2], &[3], true).as_deref(), Some("run=1,ferroflow/attempt in (1-0,2-0)"));
+        let many: Vec<u64> = (0..501).collect();
+        assert_eq!(selector(&many, &[], true), None);
+        assert_eq!(selector(&many, &many, false), None);
+    }
 }
