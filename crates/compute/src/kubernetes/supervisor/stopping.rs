@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::api::{ApiFault, Cluster, Target};
-use super::super::attempt::{Attempt, Stage};
+use super::super::attempt::Stage;
 use super::super::job::TERMINATION_GRACE;
 use super::super::names::{ATTEMPT_LABEL, attempt_label};
 use super::{CLOSING, Message, Supervisor, cancelled};
