@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # Set by a compute layer whose ranks are on machines of their own: the name of rank 0.
 _MAIN_NAME = "FERROFLOW_GANG_MAIN"
+# AWS Batch tells every node of a gang which it is, and all but the first where the first is.
+_NODE_INDEX = "AWS_BATCH_JOB_NODE_INDEX"
+_MAIN_ADDRESS = "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS"
 _HERE = "127.0.0.1"
 _LOOK_SECONDS = 0.5
 _WAIT_SECONDS = 600
@@ -53,14 +56,17 @@ def enter_gang(
     """Before user code: finds rank 0 and tells the step and its frameworks who it is."""
     gang = spec["gang"]
     name = os.environ.pop(_MAIN_NAME, None)
-    address = _HERE if name is None else _find_main(name, gang["rank"], _patience(decorators))
+    if name is not None:
+        address = _find_main(name, gang["rank"], _patience(decorators))
+    else:
+        address = name = _main_of_nodes() if _NODE_INDEX in os.environ else _HERE
     rank, nodes = str(gang["rank"]), str(gang["nodes"])
     os.environ.update(
         MF_PARALLEL_MAIN_IP=address,
         MF_PARALLEL_NUM_NODES=nodes,
         MF_PARALLEL_NODE_INDEX=rank,
         MF_PARALLEL_CONTROL_TASK_ID=str(gang["control_task"]),
-        MF_MASTER_ADDR=name or _HERE,
+        MF_MASTER_ADDR=name,
         MF_WORLD_SIZE=nodes,
         UBF_CONTEXT="ubf_task" if gang["rank"] else "ubf_control",
     )
@@ -76,6 +82,16 @@ def enter_gang(
 def _patience(decorators: dict[str, dict[str, Any]]) -> float:
     attributes = decorators.get("kubernetes", {})
     return float(attributes.get("hostname_resolution_timeout") or _WAIT_SECONDS)
+
+
+def _main_of_nodes() -> str:
+    """The address of the first node of a job of AWS Batch."""
+    import socket
+
+    try:
+        return os.environ.get(_MAIN_ADDRESS) or socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return _HERE  # only the first looks itself up
 
 
 def _find_main(name: str, rank: int, patience: float) -> str:

@@ -35,6 +35,8 @@ _TIME_LIMIT_GRACE_SECONDS = 60.0
 _STOP_PATIENCE_SECONDS = 5.0
 # Streams of an ended task are read this long when a process it left behind holds them open.
 _DRAIN_SECONDS = 0.2
+# Between two looks whether the other ranks of a gang have ended.
+_LOOK_SECONDS = 1.0
 _NEVER = float("inf")
 
 
@@ -95,6 +97,16 @@ class Settings:
         self.time_limit = float(variables.get("FERROFLOW_TIME_LIMIT", _NEVER))
         self.termination_log = variables.get("FERROFLOW_TERMINATION_LOG", "/dev/termination-log")
         self.environment = _environment_of_task(spec, variables)
+
+    def ends_of_other_ranks(self) -> list[str]:
+        """Keys of what the other ranks say at their end; none unless they end with this one."""
+        gang = self.spec.get("gang")
+        if gang is None or gang["rank"] or self.layer != "batch":
+            return []
+        folder, _, name = self.log_prefix.rstrip("/").rpartition("/")
+        first = gang["control_task"]
+        behind_task = name.removeprefix(str(first))
+        return [f"{folder}/{first + n}{behind_task}/end" for n in range(1, gang["nodes"])]
 
 
 def _environment_of_task(
@@ -300,7 +312,28 @@ class Supervisor:
         else:
             if self._settings.layer != "kubernetes":
                 self._log.say_ending(message)
+        if self._facts.exit_code() == 0 and self._kill_at == _NEVER:
+            self._wait_for_ranks()
         return self._facts.exit_code()
+
+    def _wait_for_ranks(self) -> None:
+        """AWS Batch stops the other nodes of a gang when the first one ends."""
+        others = self._settings.ends_of_other_ranks()
+        while others and not self._is_told_to_end():
+            with contextlib.suppress(OSError):
+                while others and self._log.has(others[-1]):
+                    others.pop()
+            if self._log.lease.due_in(time.monotonic()) == 0:
+                self._log.lease.look()
+
+    def _is_told_to_end(self) -> bool:
+        """Waits a little; `True` once nothing is worth waiting for."""
+        select.select([self._wake_read], [], [], _LOOK_SECONDS)
+        try:
+            said = os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            said = b""
+        return self._log.lease.expired or signal.SIGTERM in said or signal.SIGINT in said
 
     def _drain(self, descriptor: int) -> None:
         try:

@@ -129,6 +129,10 @@ class Shipper:
                 if wait is not None:
                     time.sleep(wait)
 
+    def has(self, key: str) -> bool:
+        """Whether the store has that object."""
+        return self._store.get(key) is not None
+
     def _work(self) -> None:
         while True:
             with self._changed:

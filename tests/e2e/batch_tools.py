@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from parts import part
 
 Body = dict[str, Any]
 Answer = tuple[int, Body]
@@ -192,3 +197,201 @@ class Arrays:
             self.children[f"{array}:{index}"] = answer["jobId"]
         self.arrays[array] = {**body, "jobId": array, "status": "PENDING"}
         return 200, {"jobId": array, "jobName": body["jobName"]}
+
+
+class Gangs:
+    """A door's behaviour: multi-node jobs, which the emulator lacks. The first node starts first,
+    the others when it has an address; they are stopped when it ends, and all when the job is."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.requests: list[Body] = []
+        self.gangs: dict[str, Body] = {}
+        self.nodes: dict[str, str] = {}
+        self.stopped: set[str] = set()
+        # Changes what is said of a node, by its id.
+        self.said: Callable[[str, Body], None] = lambda _name, _job: None
+        self._lock = threading.Lock()
+
+    def __call__(self, operation: str, body: Body, forward: Callable[[], Answer]) -> Answer:
+        if operation == "submitjob" and "nodeOverrides" in body:
+            return self.submit(body)
+        if operation == "describejobs":
+            return 200, {"jobs": [job for name in body["jobs"] for job in self.describe(name)]}
+        if operation == "terminatejob" and body["jobId"] in self.gangs:
+            self.gangs[body["jobId"]].update(isTerminated=True, statusReason=body["reason"])
+            self.stop(body["jobId"])
+            return 200, {}
+        if operation == "listjobs":
+            status, answer = forward()
+            nodes = set(self.nodes.values())
+            jobs = [job for job in answer["jobSummaryList"] if job["jobId"] not in nodes]
+            whole = [self.describe(name)[0] for name in self.gangs]
+            return status, {**answer, "jobSummaryList": jobs + whole}
+        return forward()
+
+    def submit(self, body: Body) -> Answer:
+        gang = str(uuid.uuid4())
+        properties = {"numNodes": body["nodeOverrides"]["numNodes"]}
+        with self._lock:
+            self.requests.append(body)
+            self.gangs[gang] = {**body, "jobId": gang, "nodeProperties": properties}
+        threading.Thread(target=self.start, args=(gang, body), daemon=True).start()
+        return 200, {"jobId": gang, "jobName": body["jobName"]}
+
+    def start(self, gang: str, body: Body) -> None:
+        api = BatchApi(self.upstream)
+        properties = api.definition(body["jobDefinition"])["nodeProperties"]
+        (of_all,) = properties["nodeRangeProperties"]
+        definition = api.call(
+            "RegisterJobDefinition",
+            jobDefinitionName=f"node-{gang}",
+            type="container",
+            containerProperties=of_all["container"],
+        )["jobDefinitionArn"]
+        overrides = body["nodeOverrides"]
+        (to_all,) = overrides["nodePropertyOverrides"]
+        assert of_all["targetNodes"] == to_all["targetNodes"] == "0:"
+        own = {"AWS_BATCH_JOB_NUM_NODES": str(overrides["numNodes"])}
+        for index in range(overrides["numNodes"]):
+            own["AWS_BATCH_JOB_NODE_INDEX"] = str(index)
+            environment = to_all["containerOverrides"]["environment"] + [
+                {"name": name, "value": value} for name, value in own.items()
+            ]
+            with self._lock:
+                if gang in self.stopped:
+                    return
+                job = api.call(
+                    "SubmitJob",
+                    jobName=body["jobName"],
+                    jobQueue=body["jobQueue"],
+                    jobDefinition=definition,
+                    containerOverrides={"environment": environment},
+                )["jobId"]
+                self.nodes[f"{gang}#{index}"] = job
+            if index == 0:
+                address = self.address(job)
+                own["AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS"] = address
+
+    def container(self, job: str) -> Body | None:
+        """What Docker knows of a job's container while it runs."""
+        docker = ["docker", "--host", part("batch")["DOCKER_HOST"]]
+        run = partial(subprocess.run, capture_output=True, text=True, check=False)
+        ids = run([*docker, "ps", "--quiet"]).stdout.split()
+        found: list[Body] = json.loads(run([*docker, "inspect", *ids]).stdout or "[]")
+        ours = (c for c in found if f"AWS_BATCH_JOB_ID={job}" in c["Config"]["Env"])
+        return next(ours, None)
+
+    def address(self, job: str) -> str:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            container = self.container(job)
+            if container and container["NetworkSettings"]["IPAddress"]:
+                return str(container["NetworkSettings"]["IPAddress"])
+            if not is_alive(BatchApi(self.upstream).jobs([job])[0]):
+                break
+            time.sleep(0.1)
+        return "127.0.0.1"
+
+    def stop(self, gang: str) -> None:
+        if gang not in self.stopped:
+            self.stopped.add(gang)
+            threading.Thread(target=self.stop_nodes, args=(gang,), daemon=True).start()
+
+    def stop_nodes(self, gang: str) -> None:
+        """The emulator starts what was ended before it ran, so that is waited for."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with self._lock:
+                jobs = [job for name, job in self.nodes.items() if name.startswith(f"{gang}#")]
+            alive = [job for job in BatchApi(self.upstream).jobs(jobs) if is_alive(job)]
+            if not alive:
+                return
+            for job in alive:
+                if job["status"] == "RUNNING":
+                    body = {"jobId": job["jobId"], "reason": "its gang has ended"}
+                    call(self.upstream, "terminatejob", body)
+            time.sleep(0.1)
+
+    def describe(self, name: str) -> list[Body]:
+        """Of a node, of a gang (as its main node is), or of any other job."""
+        if name not in self.gangs and "#" not in name:
+            return BatchApi(self.upstream).jobs([name])
+        gang = name.partition("#")[0]
+        node = self.nodes.get(name if "#" in name else f"{gang}#0")
+        whole = self.gangs[gang]
+        if node is None:
+            over = "FAILED" if whole.get("isTerminated") else "RUNNABLE"
+            return [] if "#" in name else [{"status": over, **whole}]
+        (job,) = BatchApi(self.upstream).jobs([node])
+        self.said(name, job)
+        if name == f"{gang}#0" and not is_alive(job):
+            self.stop(gang)
+        if gang in self.stopped and is_alive(job) and job["status"] != "RUNNING":
+            job.update(status="FAILED", statusReason="its gang has ended")
+        job = {**job, "jobId": name}
+        return [job if "#" in name else {**job, **whole}]
+
+
+def accepted_by_moto(request: Body, children: int = 0, nodes: int = 0) -> None:
+    """Its API takes the request and counts the children of an array; nothing runs there."""
+    moto = part("batch")["FERROFLOW_TEST_MOTO"]
+    container = {"image": "i", "memory": 128, "vcpus": 1}
+    ranges = [{"targetNodes": "0:", "container": container}]
+    properties = {"numNodes": nodes, "mainNode": 0, "nodeRangeProperties": ranges}
+    name = f"several-{uuid.uuid4().hex[:8]}"
+    alone = {"type": "container", "containerProperties": container}
+    of_nodes = {"type": "multinode", "nodeProperties": properties}
+    kind = of_nodes if nodes else alone
+    definition = call(moto, "RegisterJobDefinition", {"jobDefinitionName": name, **kind})
+    assert definition[0] == 200, definition
+    queue = moto_queue(moto)
+    body = {**request, "jobQueue": queue, "jobDefinition": definition[1]["jobDefinitionArn"]}
+    status, answer = call(moto, "SubmitJob", body)
+    assert status == 200, answer
+    job = BatchApi(moto).jobs([answer["jobId"]])[0]
+    assert job["jobName"] == request["jobName"]
+    if children:
+        assert job["arrayProperties"]["size"] == children
+        child = BatchApi(moto).jobs([f"{answer['jobId']}:{children - 1}"])
+        assert [each["jobName"] for each in child] == [request["jobName"]]
+    if nodes:
+        assert job["nodeProperties"]["numNodes"] == nodes
+
+
+def moto_queue(moto: str) -> str:
+    config = urllib.request.Request(
+        f"{moto}/moto-api/config", b'{"batch": {"use_docker": false}}', method="POST"
+    )
+    urllib.request.urlopen(config, timeout=10).close()
+    name = f"several-{uuid.uuid4().hex[:8]}"
+    status, environment = call(
+        moto,
+        "CreateComputeEnvironment",
+        {
+            "computeEnvironmentName": name,
+            "type": "UNMANAGED",
+            "state": "ENABLED",
+            "serviceRole": moto_role(moto),
+        },
+    )
+    assert status == 200, environment
+    order = [{"order": 1, "computeEnvironment": environment["computeEnvironmentArn"]}]
+    body = {
+        "jobQueueName": name,
+        "state": "ENABLED",
+        "priority": 1,
+        "computeEnvironmentOrder": order,
+    }
+    status, queue = call(moto, "CreateJobQueue", body)
+    assert status == 200, queue
+    return name
+
+
+def moto_role(moto: str) -> str:
+    name = f"role-{uuid.uuid4().hex[:8]}"
+    form = f"Action=CreateRole&Version=2010-05-08&RoleName={name}&AssumeRolePolicyDocument=%7B%7D"
+    request = urllib.request.Request(moto, form.encode(), method="POST")
+    request.add_header("authorization", FOR_BATCH.replace("/batch/", "/iam/"))
+    urllib.request.urlopen(request, timeout=10).close()
+    return f"arn:aws:iam::123456789012:role/{name}"

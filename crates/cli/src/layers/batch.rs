@@ -26,11 +26,10 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Option<(Service, B
             context.hello.command()
         )));
     }
-    refuse_gangs(graph)?;
     let asked = BATCH.options(context, graph, BatchOptions::resolve)?;
     let admission = async {
         let service = Service::connect().await.map_err(|fault| fail(fault.to_string()))?;
-        let admission = admit(&service, &asked).await;
+        let admission = admit(&service, &asked, &steps::gangs(graph)).await;
         Ok::<(Service, Admission), Failure>((service, admission))
     };
     let (service, admission) = tokio::time::timeout(ADMISSION, admission)
@@ -38,23 +37,6 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Option<(Service, B
         .map_err(|_| fail("AWS Batch, or what gives credentials for it, does not answer".to_owned()))??;
     BATCH.admitted(graph, &admission.refusals, &admission.warnings)?;
     Ok(Some((service, settings(context, graph, admission))))
-}
-
-/// Ranks of a gang would not find each other: their containers are jobs of their own here.
-fn refuse_gangs(graph: &Graph) -> Result<(), Failure> {
-    let gangs = steps::gangs(graph);
-    let mut ranks = graph.steps.iter().filter(|step| gangs.contains(&step.name));
-    match ranks.find(|step| step.policy.layer == Some(BATCH.name)) {
-        None => Ok(()),
-        Some(step) => Err(Failure::new(
-            BATCH.headline,
-            format!(
-                "step `{}` is a gang (num_parallel), which does not run on AWS Batch in this version; run it on \
-                 Kubernetes or on this machine",
-                step.name
-            ),
-        )),
-    }
 }
 
 fn settings(context: &Context, graph: &Graph, admission: Admission) -> BatchSettings {

@@ -2,7 +2,7 @@
 //! environment of it can ever hold, are refused before anything starts. The judgement is pure; reading
 //! the queues is around it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use ferroflow_core::decorator::batch::BatchOptions;
@@ -33,7 +33,7 @@ pub struct Admission {
 pub type Asked = HashMap<StepName, BatchOptions>;
 
 /// Asks the service whether the steps can ever run there.
-pub async fn admit(service: &Service, asked: &Asked) -> Admission {
+pub async fn admit(service: &Service, asked: &Asked, gangs: &HashSet<StepName>) -> Admission {
     let mut found = Admission::default();
     let mut steps: Vec<(&StepName, &BatchOptions)> = asked.iter().collect();
     steps.sort_by_key(|(name, _)| (*name).clone());
@@ -51,7 +51,8 @@ pub async fn admit(service: &Service, asked: &Asked) -> Admission {
     for (step, options) in steps {
         match place(options, &queues) {
             Ok(queue) => {
-                found.refusals.extend(judge(options, queue).map(|text| Refusal::of(step, text)));
+                let no_gangs = gangs.contains(step).then(|| takes_no_gang(queue)).flatten();
+                found.refusals.extend(no_gangs.or_else(|| judge(options, queue)).map(|text| Refusal::of(step, text)));
                 found.warnings.extend(warning(step, options, queue.platform()));
                 let queue =
                     QueuePlan { name: queue.name.clone(), platform: queue.platform(), fair_share: queue.fair_share };
@@ -139,6 +140,21 @@ fn judge(options: &BatchOptions, queue: &QueueView) -> Option<String> {
     );
     text.push_str(&nearest(options, queue));
     Some(text)
+}
+
+/// What refuses a gang, to follow the step's name: its ranks are the nodes of one job.
+fn takes_no_gang(queue: &QueueView) -> Option<String> {
+    if queue.environments.is_empty() || queue.environments.iter().any(EnvironmentView::takes_gangs) {
+        return None;
+    }
+    let kinds: Vec<String> =
+        queue.environments.iter().map(|e| format!("`{}` ({})", e.name, e.kind_in_words())).collect();
+    Some(format!(
+        " is a gang (num_parallel), which AWS Batch runs on managed EC2 instances only, neither on Fargate nor on Spot, and \
+         the job queue `{}` has {}: name another one with @batch(queue=…)",
+        queue.name,
+        kinds.join(", ")
+    ))
 }
 
 fn platform(fargate: bool) -> &'static str {

@@ -57,6 +57,20 @@ fn what_no_compute_environment_can_hold_is_refused_with_the_nearest_fit() {
 }
 
 #[test]
+fn gangs_need_instances_that_aws_batch_manages() {
+    let [fargate, spot] = ["FARGATE", "SPOT"].map(|kind| environment(&kind.to_lowercase(), kind, &["m5"], 16));
+    let own = environment("own", "", &[], 16);
+    assert_eq!(
+        takes_no_gang(&queue("q", &[fargate, spot.clone(), own])).expect("refused"),
+        " is a gang (num_parallel), which AWS Batch runs on managed EC2 instances only, neither on Fargate nor on Spot, and \
+         the job queue `q` has `fargate` (FARGATE), `spot` (SPOT), `own` (not managed by AWS Batch): name another one \
+         with @batch(queue=…)"
+    );
+    assert_eq!(takes_no_gang(&queue("q", &[spot, environment("e", "EC2", &["m5"], 16)])), None);
+    assert_eq!(takes_no_gang(&queue("q", &[])), None);
+}
+
+#[test]
 fn what_is_not_known_is_let_through() {
     let unknown = queue("q", &[environment("ce", "EC2", &["x99.large", "m5.large"], 256)]);
     assert_eq!(verdict(json!({"memory": 512_000}), &unknown), None);

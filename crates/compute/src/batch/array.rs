@@ -43,9 +43,15 @@ pub fn list(own: &[Variables]) -> Vec<u8> {
 }
 
 /// The request for all of them, made of the first one's.
-pub fn request(mut first: Value, name: &str, children: &[AttemptId], environment: &Variables) -> Value {
+pub fn request(first: Value, name: &str, children: &[AttemptId], environment: &Variables) -> Value {
+    let mut request = of_several(first, name, children, environment);
+    request["arrayProperties"] = json!({ "size": children.len() });
+    request
+}
+
+/// A request for one task made into one for several, whose own variables are in a list.
+pub fn of_several(mut first: Value, name: &str, children: &[AttemptId], environment: &Variables) -> Value {
     first["jobName"] = json!(name);
-    first["arrayProperties"] = json!({ "size": children.len() });
     first["containerOverrides"] = json!({ "environment": variables(environment) });
     if let Some(parameters) = first["parameters"].as_object_mut() {
         // The children's own are in their list; a job is found by its flow, run, step and user.
@@ -57,7 +63,7 @@ pub fn request(mut first: Value, name: &str, children: &[AttemptId], environment
     first
 }
 
-/// Whose the children of an array job are, by its parameters.
+/// Whose the children of a job are, by its parameters.
 pub fn members(parameters: &Value) -> Vec<AttemptId> {
     let member = |text: &str| {
         let (task, attempt) = text.split_once('.')?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ferroflow_core::id::AttemptId;
 use ferroflow_core::port::StopSignal;
 use ferroflow_core::task::TaskLaunch;
 use tokio::time::Instant;
@@ -83,10 +84,6 @@ impl Attempt {
         Self { adopted: true, ..Self::new(launch, plan) }
     }
 
-    pub fn order(&self) -> Order {
-        Order { launch: self.launch.clone(), round: self.round, state: self.order.clone() }
-    }
-
     /// Keeps the order from going out; `false` when it may have gone already.
     pub fn cancel_order(&self) -> bool {
         // What another engine submitted has gone out.
@@ -97,6 +94,20 @@ impl Attempt {
     pub fn begin_round(&mut self) {
         self.round += 1;
         self.order = Arc::default();
+    }
+
+    /// Its current round is on its way to the service.
+    pub fn goes_out(&mut self) -> Order {
+        self.stage = Stage::Submitting;
+        self.status = Status::Submitted;
+        self.job = None;
+        Order { launch: self.launch.clone(), round: self.round, state: self.order.clone() }
+    }
+
+    /// Rank 0 of the gang that it is a rank of.
+    pub fn main_rank(&self) -> Option<AttemptId> {
+        let gang = self.launch.spec.gang?;
+        Some(AttemptId { task: gang.control_task, attempt: self.launch.id.attempt })
     }
 
     /// Its job is to be asked about.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use ferroflow_core::decorator::batch::BatchOptions;
 use serde_json::{Map, Value, json};
 
-use super::fargate;
+use super::{fargate, multinode};
 use crate::remote::identity::digest;
 
 /// What a compute environment's containers run on.
@@ -26,6 +26,8 @@ pub struct DefinitionParts<'a> {
     pub command: &'a [String],
     /// `@environment` of the step.
     pub environment: &'a BTreeMap<String, String>,
+    /// How many containers start together, of a gang.
+    pub nodes: Option<u64>,
 }
 
 impl DefinitionParts<'_> {
@@ -45,6 +47,9 @@ impl DefinitionParts<'_> {
         }
         if let Some(overlay) = &self.options.job_def_attributes {
             lay_over(&mut definition, overlay);
+        }
+        if let Some(nodes) = self.nodes {
+            definition = multinode::definition(definition, nodes);
         }
         let name = format!("metaflow_{}", digest(&[&sorted(&definition).to_string()], 56));
         definition["jobDefinitionName"] = json!(name);
@@ -234,6 +239,7 @@ mod tests {
             image: "python:3.11",
             command: &command,
             environment: &environment,
+            nodes: None,
         }
         .request()
     }

@@ -94,7 +94,9 @@ impl JobParts<'_> {
 
 /// Characters of a container's overrides, as AWS Batch counts them.
 pub fn overrides_size(job: &Value) -> usize {
-    job["containerOverrides"].to_string().chars().count()
+    let of_all_nodes = &job["nodeOverrides"]["nodePropertyOverrides"][0]["containerOverrides"];
+    let overrides = if of_all_nodes.is_null() { &job["containerOverrides"] } else { of_all_nodes };
+    overrides.to_string().chars().count()
 }
 
 /// The share of a user in a fair-share queue: letters and digits only.

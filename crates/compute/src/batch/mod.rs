@@ -12,6 +12,7 @@ mod fargate;
 mod http;
 mod instances;
 mod job;
+mod multinode;
 mod names;
 mod pace;
 mod queue;
@@ -21,7 +22,6 @@ mod view;
 mod waiting;
 
 pub mod listing;
-pub mod multinode;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -1,17 +1,16 @@
-//! Multi-node parallel jobs: a gang of tasks as one job whose nodes find each other. The definition
-//! of a step and a submission made into those of a gang; pure.
+//! Multi-node parallel jobs: a gang of tasks as one job, whose nodes are told where the first of them
+//! is. The definition of a step and a submission made into those of a gang; pure. As for array jobs,
+//! what is each rank's own is a list in the store, of which a node takes the entry of its index.
 
 use serde_json::{Value, json};
 
-/// Index of the node that the others look for.
-pub const MAIN_NODE: usize = 0;
-/// Variables by which AWS Batch tells a container its place.
-pub const INDEX_VARIABLE: &str = "AWS_BATCH_JOB_NODE_INDEX";
-pub const MAIN_ADDRESS_VARIABLE: &str = "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS";
-pub const COUNT_VARIABLE: &str = "AWS_BATCH_JOB_NUM_NODES";
+/// Index of the node that the others look for, rank 0's. When it ends AWS Batch stops the others.
+const MAIN_NODE: u64 = 0;
+
+const ALL_NODES: &str = "0:";
 
 /// The same container on every node. Fargate has no such jobs.
-pub fn definition(mut single: Value, nodes: usize) -> Value {
+pub fn definition(mut single: Value, nodes: u64) -> Value {
     let container = single["containerProperties"].take();
     if let Some(definition) = single.as_object_mut() {
         definition.remove("containerProperties");
@@ -21,20 +20,20 @@ pub fn definition(mut single: Value, nodes: usize) -> Value {
     single["nodeProperties"] = json!({
         "numNodes": nodes,
         "mainNode": MAIN_NODE,
-        "nodeRangeProperties": [{ "targetNodes": "0:", "container": container }],
+        "nodeRangeProperties": [{ "targetNodes": ALL_NODES, "container": container }],
     });
     single
 }
 
 /// A submission whose variables go to every node.
-pub fn submission(mut single: Value, nodes: usize) -> Value {
+pub fn submission(mut single: Value, nodes: u64) -> Value {
     let overrides = single["containerOverrides"].take();
     if let Some(job) = single.as_object_mut() {
         job.remove("containerOverrides");
     }
     single["nodeOverrides"] = json!({
         "numNodes": nodes,
-        "nodePropertyOverrides": [{ "targetNodes": "0:", "containerOverrides": overrides }],
+        "nodePropertyOverrides": [{ "targetNodes": ALL_NODES, "containerOverrides": overrides }],
     });
     single
 }
@@ -42,6 +41,11 @@ pub fn submission(mut single: Value, nodes: usize) -> Value {
 /// The id of a node's job.
 pub fn node_id(gang: &str, index: usize) -> String {
     format!("{gang}#{index}")
+}
+
+/// The job that a node is part of; only that can be ended.
+pub fn whole(job: &str) -> Option<&str> {
+    job.split_once('#').map(|(gang, _)| gang)
 }
 
 #[cfg(test)]
@@ -81,6 +85,6 @@ mod tests {
                 },
             })
         );
-        assert_eq!(node_id("g", 1), "g#1");
+        assert_eq!((node_id("g", 1).as_str(), whole("g#1"), whole("g")), ("g#1", Some("g"), None));
     }
 }

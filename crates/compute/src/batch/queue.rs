@@ -96,6 +96,15 @@ impl EnvironmentView {
         self.kind.starts_with("FARGATE")
     }
 
+    /// Multi-node parallel jobs can run there.
+    pub fn takes_gangs(&self) -> bool {
+        self.kind == "EC2"
+    }
+
+    pub fn kind_in_words(&self) -> &str {
+        if self.kind.is_empty() { "not managed by AWS Batch" } else { &self.kind }
+    }
+
     pub fn is_usable(&self) -> bool {
         self.enabled && !matches!(self.status.as_str(), "INVALID" | "DELETING" | "DELETED")
     }

@@ -18,7 +18,7 @@ use super::api::{BatchFault, Call, Service};
 use super::definition::DefinitionParts;
 use super::job::{JobParts, MOST_OVERRIDES, overrides_size, share_of};
 use super::names::array_name;
-use super::{BatchSettings, StepPlan, array};
+use super::{BatchSettings, StepPlan, array, multinode};
 
 /// Submissions under way at once.
 const AT_ONCE: usize = 8;
@@ -122,11 +122,12 @@ impl Submitter {
         let ready = self.prepare(order).await?;
         let job = self.request(order, &ready, &ready.container.environment);
         let name = job["jobName"].as_str().unwrap_or_default().to_owned();
-        self.send(order, &job, &name, &ready.plan.queue.name).await
+        self.send(std::slice::from_ref(order), &job, &name, &ready.plan.queue.name).await
     }
 
-    /// Submits attempts of one step together, in order of their index; the ids of their jobs.
-    pub async fn submit_array(&self, orders: &[Order]) -> Result<Vec<Option<String>>, Cause> {
+    /// Submits attempts of one step together, in order of their index; the ids of their jobs. Ranks of
+    /// a gang are the nodes of one job, others the children of an array job.
+    pub async fn submit_together(&self, orders: &[Order]) -> Result<Vec<Option<String>>, Cause> {
         let _place = self.at_once.acquire().await.expect("the semaphore is never closed");
         let Some(first) = orders.first() else { return Ok(Vec::new()) };
         let ready = self.prepare(first).await?;
@@ -143,11 +144,15 @@ impl Submitter {
         let last = orders.last().map_or_else(String::new, |order| order.launch.id.task.to_string());
         let name = array_name(single["jobName"].as_str().unwrap_or_default(), &last);
         let children: Vec<AttemptId> = orders.iter().map(|order| order.launch.id).collect();
-        let job = array::request(single, &name, &children, &common);
-        // One that is cancelled from now on is ended as a child.
-        let unstoppable = Order { state: Arc::default(), ..first.clone() };
-        let id = self.send(&unstoppable, &job, &name, &ready.plan.queue.name).await?;
-        Ok((0..orders.len()).map(|index| id.as_ref().map(|id| array::child_id(id, index))).collect())
+        let (job, child_id): (Value, fn(&str, usize) -> String) = match first.launch.spec.gang {
+            Some(gang) => {
+                let single = array::of_several(single, &name, &children, &common);
+                (multinode::submission(single, gang.nodes), multinode::node_id)
+            }
+            None => (array::request(single, &name, &children, &common), array::child_id),
+        };
+        let id = self.send(orders, &job, &name, &ready.plan.queue.name).await?;
+        Ok((0..orders.len()).map(|index| id.as_ref().map(|id| child_id(id, index))).collect())
     }
 
     async fn container(&self, order: &Order, options: &BatchOptions) -> Result<RemoteContainer, Cause> {
@@ -200,6 +205,7 @@ impl Submitter {
             image,
             command: &container.command,
             environment: self.settings.environments.get(&launch.spec.step).unwrap_or(&nothing),
+            nodes: launch.spec.gang.map(|gang| gang.nodes),
         }
         .request();
         let name = request["jobDefinitionName"].as_str().unwrap_or_default().to_owned();
@@ -235,13 +241,14 @@ impl Submitter {
         }
     }
 
-    async fn send(&self, order: &Order, job: &Value, name: &str, queue: &str) -> Result<Option<String>, Cause> {
+    /// Sends one request for all of them, unless all were cancelled; a child that was is ended later.
+    async fn send(&self, orders: &[Order], job: &Value, name: &str, queue: &str) -> Result<Option<String>, Cause> {
         check_size(job)?;
         let mut away_since = None;
         let mut pause = Duration::from_millis(200);
         loop {
             self.service.turn(Call::SubmitJob).await;
-            if !order.state.go_out() {
+            if orders.iter().filter(|order| order.state.go_out()).count() == 0 {
                 return Ok(None);
             }
             let fault = match self.service.call_now(Call::SubmitJob, job).await {
@@ -254,7 +261,7 @@ impl Submitter {
             match &fault {
                 BatchFault::Busy(_) => {
                     away_since = None;
-                    order.state.came_back(); // the pace waits
+                    orders.iter().for_each(|order| order.state.came_back()); // the pace waits
                 }
                 BatchFault::Unavailable(_) => {
                     let since = *away_since.get_or_insert_with(Instant::now);
@@ -269,7 +276,7 @@ impl Submitter {
                             return Ok(found);
                         }
                         away_since = None;
-                        order.state.came_back();
+                        orders.iter().for_each(|order| order.state.came_back());
                     }
                 }
                 fault => return Err(refusal("submit the job", "batch:SubmitJob", &self.service.place, fault)),

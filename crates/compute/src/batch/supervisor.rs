@@ -4,6 +4,7 @@
 
 mod adopting;
 mod ending;
+mod gangs;
 mod gathering;
 mod polling;
 mod stopping;
@@ -43,6 +44,7 @@ pub enum Message {
     /// How an attempt ended, and all it printed was sent on.
     Read {
         id: AttemptId,
+        round: u32,
         read: Box<Read>,
     },
     Ended {
@@ -65,6 +67,7 @@ pub struct Supervisor {
     polling: polling::Polling,
     /// Attempts that are to be submitted together with others.
     gathering: Vec<AttemptId>,
+    gangs: gangs::Gangs,
     /// Queues are being read, or were at that time.
     explaining: bool,
     explained_at: Option<Instant>,
@@ -102,6 +105,7 @@ impl Supervisor {
             attempts: HashMap::new(),
             polling: polling::Polling::default(),
             gathering: Vec::new(),
+            gangs: gangs::Gangs::default(),
             explaining: false,
             explained_at: None,
             unconfirmed: 0,
@@ -168,7 +172,7 @@ impl Supervisor {
         match message {
             Message::Submitted { id, round, result } => self.submitted(id, round, result),
             Message::Jobs { asked, result } => self.polled(&asked, result),
-            Message::Read { id, read } => self.was_read(id, *read),
+            Message::Read { id, round, read } => self.has_read(id, round, *read),
             Message::Ended { ids, result } => self.ended_by_us(&ids, &result),
             Message::Queues(result) => self.explained(result),
             Message::Gathered => self.send_gathered(),
@@ -179,6 +183,7 @@ impl Supervisor {
         let again: Vec<AttemptId> = self.attempts.iter().filter(|(_, a)| a.end_again).map(|(id, _)| *id).collect();
         self.look_for_adopted();
         self.end(again);
+        self.end_held_ranks();
         self.give_up();
         self.ask_why();
     }
@@ -190,8 +195,11 @@ impl Supervisor {
             return;
         }
         let plan = self.submitter.plan(&launch);
+        let gang = launch.spec.gang;
         self.attempts.insert(id, Attempt::new(launch, plan));
-        if self.settings.array_jobs {
+        if let Some(gang) = gang {
+            self.gather_rank(id, gang);
+        } else if self.settings.array_jobs {
             self.gather(id);
         } else {
             self.send_order(id);
@@ -201,10 +209,7 @@ impl Supervisor {
     /// Sends the current round of an attempt to the service.
     fn send_order(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
-        attempt.stage = Stage::Submitting;
-        attempt.status = Status::Submitted;
-        attempt.job = None;
-        let order = attempt.order();
+        let order = attempt.goes_out();
         let (submitter, sender) = (self.submitter.clone(), self.sender.clone());
         tokio::spawn(async move {
             let result = submitter.submit(&order).await;

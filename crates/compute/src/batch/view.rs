@@ -96,6 +96,19 @@ impl JobView {
         }
     }
 
+    /// The same of a node of a gang, with what only the whole is told: that somebody ended it.
+    pub fn within(&self, whole: Option<&Self>) -> Self {
+        let ended_by_hand = whole.is_some_and(|whole| whole.ended_by_hand);
+        let reason = whole.filter(|_| ended_by_hand).map_or(&self.reason, |whole| &whole.reason);
+        Self { ended_by_hand, reason: reason.clone(), ..self.clone() }
+    }
+
+    /// A gang in place of a node of which nothing is known yet.
+    pub fn as_node(&self) -> Self {
+        let status = if self.status == Status::Running { Status::Starting } else { self.status };
+        Self { status, ..self.clone() }
+    }
+
     /// Its end; `None` while it goes on. What the container itself said is more exact where there
     /// is anything.
     pub fn ending(&self, asked: &Asked) -> Option<Ending> {

@@ -10,9 +10,9 @@ use ferroflow_core::task::{Cause, CauseKind};
 use serde_json::{Value, json};
 
 use super::super::api::{BatchFault, Call, DESCRIBED_AT_ONCE, Service};
-use super::super::array;
 use super::super::attempt::{Attempt, MOST_ROUNDS};
 use super::super::names::{job_name, prefix_of_run};
+use super::super::{array, multinode};
 use super::{Message, Supervisor};
 use crate::remote::RunIdentity;
 use crate::remote::layer::refuse;
@@ -105,7 +105,7 @@ async fn jobs_of(
     let mut found = singles(identity, sought, &listed);
     if found.len() < sought.len() {
         let of_run = |name: &str| name.starts_with(&prefix_of_run(identity));
-        let arrays = listed.iter().filter(|job| job["arrayProperties"]["size"].is_u64());
+        let arrays = listed.iter().filter(|job| job["arrayProperties"]["size"].is_u64() || has_nodes(job));
         let arrays = arrays.filter(|job| job["jobName"].as_str().is_some_and(of_run));
         let ids: Vec<&str> = arrays.filter_map(|job| job["jobId"].as_str()).collect();
         for some in ids.chunks(DESCRIBED_AT_ONCE) {
@@ -129,7 +129,11 @@ fn singles(identity: &RunIdentity, sought: &[(StepName, AttemptId)], listed: &[V
     sought.iter().filter_map(|(step, id)| Some((*id, newest(step, *id)?.to_owned()))).collect()
 }
 
-/// Attempts that were submitted as children of an array job.
+fn has_nodes(job: &Value) -> bool {
+    job["nodeProperties"]["numNodes"].is_u64()
+}
+
+/// Attempts that were submitted as children of an array job, or as nodes of a gang's.
 fn add_children(
     found: &mut HashMap<AttemptId, String>,
     identity: &RunIdentity,
@@ -140,12 +144,13 @@ fn add_children(
     let (Some(array), true) = (job["jobId"].as_str(), parameters["metaflow.run"] == identity.run_label()) else {
         return;
     };
+    let child_id = if has_nodes(job) { multinode::node_id } else { array::child_id };
     for (index, child) in array::members(parameters).into_iter().enumerate() {
         let of_step =
             |(step, id): &(StepName, AttemptId)| *id == child && parameters["metaflow.step_name"] == step.as_str();
         if sought.iter().any(of_step) {
             // One that was submitted again, alone, is newer.
-            found.entry(child).or_insert_with(|| array::child_id(array, index));
+            found.entry(child).or_insert_with(|| child_id(array, index));
         }
     }
 }
@@ -186,6 +191,11 @@ mod tests {
         let mut found = HashMap::from([(id(7, 0), "again".to_owned())]);
         add_children(&mut found, &identity(), &sought(), &ours);
         assert_eq!(found, HashMap::from([(id(7, 0), "again".to_owned()), (id(8, 0), "a-1:1".to_owned())]));
+        let mut gang = array(&identity().run_label(), &[id(7, 0), id(8, 0)]);
+        gang["nodeProperties"] = json!({"numNodes": 2});
+        let mut found = HashMap::new();
+        add_children(&mut found, &identity(), &sought(), &gang);
+        assert_eq!(found, HashMap::from([(id(7, 0), "a-1#0".to_owned()), (id(8, 0), "a-1#1".to_owned())]));
         let mut none = HashMap::new();
         add_children(&mut none, &identity(), &sought(), &array("another run", &[id(8, 0)]));
         assert!(none.is_empty());

@@ -25,6 +25,19 @@ pub struct Read {
     spoken: Result<Option<TerminationMessage>, ObjectError>,
 }
 
+impl Read {
+    /// It looks like something that was stopped from outside, and by nobody's hand.
+    fn was_stopped(&self) -> bool {
+        let by_signal = |exit: ProcessExit| matches!(exit, ProcessExit::Signal(9 | 15));
+        match (&self.ending, &self.spoken) {
+            (Ending::Taken(cause), _) if cause.kind == CauseKind::Killed => false,
+            (_, Ok(Some(said))) => by_signal(said.exit),
+            (Ending::Taken(_), _) => true,
+            (Ending::Ran { exit, .. }, _) => by_signal(*exit) || *exit == ProcessExit::Code(0),
+        }
+    }
+}
+
 impl Supervisor {
     /// Its job has ended.
     pub(super) fn is_over(&mut self, id: AttemptId, job: &JobView) {
@@ -36,7 +49,10 @@ impl Supervisor {
         let ran = attempt.told_started || matches!(ending, Ending::Ran { .. });
         match ending {
             Ending::Taken(_) if !ran && attempt.stop.is_some() => self.lose(id, cancelled()),
-            Ending::Taken(cause) if !ran => self.lose(id, cause),
+            Ending::Taken(_) if !ran => {
+                let round = attempt.round;
+                self.has_read(id, round, Read { ending, spoken: Ok(None) });
+            }
             ending => {
                 if job.status == Status::Succeeded || matches!(ending, Ending::Ran { .. }) {
                     self.start(id, job);
@@ -52,6 +68,7 @@ impl Supervisor {
         attempt.stage = Stage::Ending;
         let killed = attempt.stop == Some(StopSignal::Kill);
         let patience = if killed { Duration::from_secs(1) } else { LAST_WORDS };
+        let round = attempt.round;
         let (remote, sender) = (self.remote.clone(), self.sender.clone());
         tokio::spawn(async move {
             let begun = Instant::now();
@@ -64,8 +81,18 @@ impl Supervisor {
                 }
             };
             let _late = tokio::time::timeout(LAST_LINES, remote.drained(id)).await;
-            let _over = sender.send(Message::Read { id, read: Box::new(Read { ending, spoken }) });
+            let _over = sender.send(Message::Read { id, round, read: Box::new(Read { ending, spoken }) });
         });
+    }
+
+    /// How the job of a round ended is known.
+    pub(super) fn has_read(&mut self, id: AttemptId, round: u32, read: Read) {
+        let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.round == round) else { return };
+        if read.was_stopped() && self.ended_with_main(attempt) {
+            self.hold(id, read);
+        } else {
+            self.was_read(id, read);
+        }
     }
 
     pub(super) fn was_read(&mut self, id: AttemptId, read: Read) {
@@ -122,6 +149,9 @@ impl Supervisor {
         let Some(attempt) = self.attempts.get_mut(&id).filter(|a| a.round < MOST_ROUNDS && !a.adopted) else {
             return false;
         };
+        if let Some(main) = attempt.main_rank() {
+            return self.submit_gang_again(main);
+        }
         attempt.begin_round();
         self.send_order(id);
         true

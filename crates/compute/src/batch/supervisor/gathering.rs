@@ -41,21 +41,24 @@ impl Supervisor {
                 if some.len() < LEAST {
                     some.iter().for_each(|id| self.send_order(*id));
                 } else {
-                    self.send_array(some.to_vec());
+                    self.send_together(some);
                 }
             }
         }
     }
 
-    fn send_array(&self, ids: Vec<AttemptId>) {
-        let attempts = ids.iter().filter_map(|id| self.attempts.get(id));
-        let orders: Vec<Order> = attempts.map(super::Attempt::order).collect();
+    /// Sends attempts of one step to the service as one job, in this order.
+    pub(super) fn send_together(&mut self, ids: &[AttemptId]) {
+        let mut orders: Vec<Order> = Vec::with_capacity(ids.len());
+        for id in ids {
+            orders.extend(self.attempts.get_mut(id).map(super::Attempt::goes_out));
+        }
         let (submitter, sender) = (self.submitter.clone(), self.sender.clone());
         tokio::spawn(async move {
-            let result = submitter.submit_array(&orders).await;
-            for (index, (id, order)) in ids.into_iter().zip(orders).enumerate() {
+            let result = submitter.submit_together(&orders).await;
+            for (index, order) in orders.into_iter().enumerate() {
                 let result = result.clone().map(|jobs| jobs.into_iter().nth(index).flatten());
-                let _over = sender.send(Message::Submitted { id, round: order.round, result });
+                let _over = sender.send(Message::Submitted { id: order.launch.id, round: order.round, result });
             }
         });
     }

@@ -12,11 +12,12 @@ use tokio::time::Instant;
 
 use super::super::api::{BatchFault, Call, DESCRIBED_AT_ONCE, Service};
 use super::super::attempt::Attempt;
+use super::super::multinode;
 use super::super::queue::{QueueView, read_queues};
 use super::super::submit::refusal;
 use super::super::view::{JobView, Status};
 use super::super::waiting;
-use super::{Message, Supervisor};
+use super::{Message, Supervisor, gangs};
 
 const SHORTEST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(5);
@@ -64,11 +65,19 @@ impl Polling {
     }
 }
 
+/// Every node of a gang may need its whole besides.
+fn described_at_once(jobs: &[(AttemptId, String)]) -> usize {
+    let gangs = jobs.iter().any(|(_, job)| multinode::whole(job).is_some());
+    if gangs { DESCRIBED_AT_ONCE / 2 } else { DESCRIBED_AT_ONCE }
+}
+
 /// Asks about all of them.
 async fn describe(service: &Service, jobs: &[(AttemptId, String)]) -> Result<Vec<JobView>, BatchFault> {
     let mut found = Vec::with_capacity(jobs.len());
-    for some in jobs.chunks(DESCRIBED_AT_ONCE) {
-        let ids: Vec<&str> = some.iter().map(|(_, job)| job.as_str()).collect();
+    for some in jobs.chunks(described_at_once(jobs)) {
+        let mut ids: Vec<&str> = some.iter().map(|(_, job)| job.as_str()).collect();
+        // What happens to a gang before its nodes start, and by somebody's hand, is said of the whole.
+        ids.extend(some.iter().filter_map(|(_, job)| multinode::whole(job)).collect::<BTreeSet<_>>());
         let answer = service.call(Call::DescribeJobs, &json!({ "jobs": ids })).await?;
         found.extend(answer["jobs"].as_array().into_iter().flatten().map(JobView::of));
     }
@@ -82,8 +91,9 @@ impl Supervisor {
 
     pub(super) fn poll(&mut self) {
         let followed = self.attempts.iter().filter(|(_, attempt)| attempt.is_followed());
-        let asked: Vec<(AttemptId, String)> =
+        let mut asked: Vec<(AttemptId, String)> =
             followed.filter_map(|(id, attempt)| Some((*id, attempt.job.clone()?))).collect();
+        asked.sort_unstable_by_key(|(id, _)| id.task); // the first rank of a gang first
         self.polling.under_way = true;
         let (service, sender) = (self.service.clone(), self.sender.clone());
         tokio::spawn(async move {
@@ -100,8 +110,8 @@ impl Supervisor {
                 let by_id: HashMap<&str, &JobView> = jobs.iter().map(|job| (job.id.as_str(), job)).collect();
                 for (id, job) in asked {
                     let same = self.attempts.get(id).is_some_and(|a| a.is_followed() && a.job.as_ref() == Some(job));
-                    match by_id.get(job.as_str()) {
-                        Some(view) if same => self.changed(*id, view),
+                    match gangs::seen(&by_id, job) {
+                        Some(view) if same => self.changed(*id, &view),
                         None if same => self.is_missing(*id),
                         _ => {}
                     }

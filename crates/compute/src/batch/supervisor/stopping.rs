@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::super::api::{BatchFault, Call, Service};
 use super::super::attempt::{Attempt, Stage};
+use super::super::multinode;
 use super::{CLOSING, Message, Supervisor, cancelled};
 
 /// Requests under way at once.
@@ -101,7 +102,14 @@ impl Supervisor {
         self.end_jobs(ids, jobs);
     }
 
-    pub(super) fn end_jobs(&self, ids: Vec<AttemptId>, jobs: Vec<String>) {
+    pub(super) fn end_jobs(&self, ids: Vec<AttemptId>, mut jobs: Vec<String>) {
+        for job in &mut jobs {
+            if let Some(whole) = multinode::whole(job) {
+                *job = whole.to_owned();
+            }
+        }
+        jobs.sort_unstable();
+        jobs.dedup();
         let (service, sender) = (self.service.clone(), self.sender.clone());
         tokio::spawn(async move {
             let result = terminate(&service, &jobs, "The run does not need it any more.").await;
