@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ferroflow_compute::remote::{PackageSources, RemoteSettings};
+use ferroflow_compute::remote::{INIT_SCRIPT, PackageSources, RemoteSettings};
 use ferroflow_core::id::RunId;
 use ferroflow_core::task::StoreLocation;
 use serde_json::{Map, Value, json};
@@ -22,7 +22,11 @@ const LEASE_SECONDS: f64 = 3600.0;
 const LAYERS: [&str; 2] = ["kubernetes", "batch"];
 const ENDPOINTS: [(&str, &str); 2] = [("s3", "S3_ENDPOINT_URL"), ("azure", "AZURE_STORAGE_BLOB_SERVICE_ENDPOINT")];
 /// Passed on to containers as they are here. Nothing that may hold a secret.
-const PASSED_ON: [&str; 4] = [
+const PASSED_ON: [&str; 8] = [
+    INIT_SCRIPT,
+    "METAFLOW_DEFAULT_SECRETS_BACKEND_TYPE",
+    "METAFLOW_DEFAULT_AWS_CLIENT_PROVIDER",
+    "METAFLOW_DEFAULT_GCP_CLIENT_PROVIDER",
     "METAFLOW_SERVICE_URL",
     "METAFLOW_DATATOOLS_S3ROOT",
     "METAFLOW_DATATOOLS_SYSROOT_S3",

@@ -135,3 +135,27 @@ def test_fallbacks_of_both_layers_run_here(folder: Path, both: dict[str, str]) -
     assert "[True, True]" in result.stdout
     assert "exit code 3" in result.stdout + result.stderr
     assert "exit code 4" in result.stdout + result.stderr
+
+
+INITIAL = """
+    class Initial(FlowSpec):
+        @step
+        def start(self):
+            import os
+            print("greeting", os.environ["GREETING"], os.environ["METAFLOW_FLOW_FILENAME"])
+            self.next(self.end)
+
+        @step
+        def end(self):
+            pass
+"""
+
+
+@pytest.mark.parametrize("layer", ["kubernetes", "batch"])
+def test_an_init_script_prepares_what_the_task_sees(
+    folder: Path, layer: str, request: pytest.FixtureRequest
+) -> None:
+    env = dict(request.getfixturevalue(layer))
+    env["METAFLOW_INIT_SCRIPT"] = 'WORDS="hello  there"; export GREETING="$WORDS"; cd /tmp; false'
+    result = run_flow(folder, INITIAL, "run", "--with", layer, env=env).ok()
+    assert "greeting hello  there flow.py" in result.stdout

@@ -11,6 +11,15 @@ pub fn command(interpreter: &str) -> Vec<String> {
     [interpreter, "-u", "-c", BOOTSTRAP].map(str::to_owned).to_vec()
 }
 
+/// Shell commands of the user's that a container runs first; what they export the task has, too.
+pub const INIT_SCRIPT: &str = "METAFLOW_INIT_SCRIPT";
+
+/// The command after the user's own first commands.
+pub fn after_init_script(command: Vec<String>) -> Vec<String> {
+    let shell = ["bash", "-c", "eval \"$METAFLOW_INIT_SCRIPT\"; exec \"$@\"", "bash"].map(str::to_owned);
+    shell.into_iter().chain(command).collect()
+}
+
 /// The layer's `executable=`, else `python3`.
 pub fn interpreter(launch: &TaskLaunch, layer: &str) -> String {
     attribute(launch, layer, "executable").unwrap_or_else(|| INTERPRETER.to_owned())

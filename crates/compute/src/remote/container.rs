@@ -198,12 +198,16 @@ impl Remote {
         if let Some(limit) = launch.time_limit {
             set("FERROFLOW_TIME_LIMIT", limit.to_string());
         }
-        for (name, value) in visible_to_users(launch, layer, &store, code) {
+        for (name, value) in visible_to_users(launch, layer, &store, code, &self.flow_file()) {
             set(&name, value);
         }
         let task = TaskSpec { store, ..launch.spec.clone() };
         self.put_spec(launch.id, &task, layer, &mut environment).await?;
-        Ok(RemoteContainer { command: bootstrap::command(&bootstrap::interpreter(launch, layer)), environment })
+        let mut command = bootstrap::command(&bootstrap::interpreter(launch, layer));
+        if environment.contains_key(bootstrap::INIT_SCRIPT) {
+            command = bootstrap::after_init_script(command);
+        }
+        Ok(RemoteContainer { command, environment })
     }
 
     fn flow_file(&self) -> String {
@@ -252,7 +256,13 @@ impl Remote {
 }
 
 /// Variables that the peer's containers have and user code may read (behaviour.md K-33).
-fn visible_to_users(launch: &TaskLaunch, layer: &str, store: &StoreLocation, code: &Uploaded) -> Vec<(String, String)> {
+fn visible_to_users(
+    launch: &TaskLaunch,
+    layer: &str,
+    store: &StoreLocation,
+    code: &Uploaded,
+    flow_file: &str,
+) -> Vec<(String, String)> {
     let spec = &launch.spec;
     let root = match store.kind.as_str() {
         "s3" => "METAFLOW_DATASTORE_SYSROOT_S3",
@@ -267,6 +277,7 @@ fn visible_to_users(launch: &TaskLaunch, layer: &str, store: &StoreLocation, cod
         ("METAFLOW_CODE_SHA", code.hash.clone()),
         ("METAFLOW_CODE_URL", code_address),
         ("METAFLOW_CODE_DS", store.kind.clone()),
+        ("METAFLOW_FLOW_FILENAME", flow_file.to_owned()),
         ("METAFLOW_USER", spec.user.clone()),
         ("METAFLOW_RUN_ID", spec.run.to_string()),
         ("METAFLOW_DEFAULT_DATASTORE", store.kind.clone()),

@@ -15,6 +15,7 @@ pub mod refusal;
 mod spec;
 mod tail;
 
+pub use bootstrap::INIT_SCRIPT;
 pub use container::{Remote, RemoteSettings};
 pub use filter::TaskFilter;
 pub use identity::{RunIdentity, metadata_label};
