@@ -38,6 +38,15 @@ class Namespace:
     def jobs(self) -> list[Json]:
         return list(self.api.get(self.jobs_path)["items"])
 
+    def services(self) -> list[Json]:
+        return list(self.api.get(f"{self.path}/services")["items"])
+
+    def nothing_left(self) -> None:
+        """No Job, no pod, and no Service by which ranks of a gang found each other."""
+        left = [*self.jobs(), *self.pods(), *self.services()]
+        names = [item["metadata"]["name"] for item in left]
+        assert not names, f"left behind: {names}"
+
     def of_step(self, step: str) -> list[Json]:
         """Pods of one step."""
         return [

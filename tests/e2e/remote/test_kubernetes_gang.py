@@ -30,13 +30,6 @@ def joined(folder: Path, run: str, environment: dict[str, str]) -> list[str]:
     )
 
 
-def nothing_left(namespace: Namespace) -> None:
-    """No Job, no pod, and no Service by which ranks found each other, when a command has ended."""
-    services = namespace.api.get(f"{namespace.path}/services")["items"]
-    left = [item["metadata"]["name"] for item in [*namespace.jobs(), *namespace.pods(), *services]]
-    assert not left, f"left behind: {left}"
-
-
 def test_ranks_reach_the_first_by_name(
     folder: Path, kubernetes: dict[str, str], namespace: Namespace
 ) -> None:
@@ -48,7 +41,7 @@ def test_ranks_reach_the_first_by_name(
         "['rank-0', 'rank-1', 'rank-2']",
         "2 [('2', 0), ('3', 0), ('4', 0)]",
     ]
-    nothing_left(namespace)
+    namespace.nothing_left()
 
 
 def test_when_a_rank_is_lost_all_start_again(
@@ -74,7 +67,7 @@ def test_when_a_rank_is_lost_all_start_again(
         "2 [('2', 1), ('3', 1), ('4', 1)]",
     ]
     assert "Task was lost (its pod `" in result.stdout
-    nothing_left(namespace)
+    namespace.nothing_left()
 
 
 def test_when_a_rank_fails_all_start_again(
@@ -87,7 +80,7 @@ def test_when_a_rank_fails_all_start_again(
         "['rank-0', 'rank-1', 'rank-2']",
         "2 [('2', 1), ('3', 1), ('4', 1)]",
     ]
-    nothing_left(namespace)
+    namespace.nothing_left()
 
 
 def test_without_the_right_to_make_services_a_gang_is_refused(
