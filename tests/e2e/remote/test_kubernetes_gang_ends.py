@@ -62,7 +62,8 @@ def test_kill_ends_a_gang_and_it_does_not_start_again(
     states = client(
         folder,
         """
-        print([(t.id, t.current_attempt, t.successful) for t in Run("GangFlow/1")["train"]])
+        tasks = Run("GangFlow/1")["train"]
+        print(sorted((t.id, t.current_attempt, t.successful) for t in tasks))
         """,
         env=environment,
     )
