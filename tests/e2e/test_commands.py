@@ -53,7 +53,7 @@ def test_show(folder: Path) -> None:
     assert "What this flow is for." in result.stderr
     assert result.stdout.index("@retry") < result.stdout.index("Step start")
     assert "Step start\n    Begins.\n    => end\n" in result.stdout
-    assert "Step end\n    ?\n" in result.stdout
+    assert "Step end\n\n" in result.stdout
 
 
 def test_output_dot(folder: Path) -> None:

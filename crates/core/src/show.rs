@@ -29,8 +29,8 @@ fn show_step(graph: &Graph, index: StepIndex, out: &mut String) {
         *out += &format!("@{}\n", decorator_text(decorator));
     }
     *out += &format!("Step {}\n", step.name);
-    let doc = step.doc.as_deref().map(dedent).filter(|doc| !doc.is_empty());
-    for line in doc.as_deref().unwrap_or("?").lines() {
+    let doc = step.doc.as_deref().map(dedent).unwrap_or_default();
+    for line in doc.lines() {
         *out += format!("    {line}").trim_end();
         out.push('\n');
     }

@@ -28,9 +28,9 @@ fn show_prints_steps_in_order() {
     assert_eq!(
         shown.steps,
         "Step start\n    Begins.\n\n    With a second paragraph.\n    => train\n\n\
-         @retry(times=2)\n@catch\nStep train\n    ?\n    => join\n\n\
-         Step join\n    ?\n    => end\n\n\
-         Step end\n    ?\n\n"
+         @retry(times=2)\n@catch\nStep train\n    => join\n\n\
+         Step join\n    => end\n\n\
+         Step end\n\n"
     );
 }
 

@@ -174,6 +174,15 @@ fn sleep_until(deadline: Option<Millis>) -> Duration {
     }
 }
 
+/// A submitted task on the screen.
+#[derive(Clone)]
+struct Shown {
+    step: StepName,
+    pid: Option<u32>,
+    /// When its start was shown. A remote task may have printed before its layer tells that it runs.
+    started: Millis,
+}
+
 struct Driver {
     machine: Run,
     layer: Arc<dyn ComputeLayer>,
@@ -184,8 +193,8 @@ struct Driver {
     taken_over: UnboundedSender<MetadataError>,
     flow: String,
     run: RunId,
-    /// Step and process of each submitted task, by task id.
-    labels: Vec<Option<(StepName, Option<u32>)>>,
+    /// What is shown of each submitted task, by task id.
+    labels: Vec<Option<Shown>>,
     unstarted: Unstarted,
     end: Option<RunEnd>,
 }
@@ -211,7 +220,7 @@ impl Driver {
     }
 
     fn record_metadata(&self, id: AttemptId, name: String, value: String) {
-        let Some(Some((step, _))) = self.labels.get(index(id)) else { return };
+        let Some(Some(Shown { step, .. })) = self.labels.get(index(id)) else { return };
         let entry = Record::Metadata(MetadataEntry {
             step: step.clone(),
             task: id.task,
@@ -266,18 +275,18 @@ impl Driver {
     fn note(&mut self, event: &LayerEvent) {
         match event {
             LayerEvent::Started { id, pid } => {
-                if let Some(Some((_, known))) = self.labels.get_mut(index(*id)) {
-                    *known = *pid;
+                if let Some(Some(shown)) = self.labels.get_mut(index(*id)) {
+                    shown.pid = *pid;
                 }
                 self.unstarted.forget(*id);
             }
             LayerEvent::Waiting { id, reason } => {
-                if let Some(Some((step, _))) = self.labels.get(index(*id)) {
+                if let Some(Some(Shown { step, .. })) = self.labels.get(index(*id)) {
                     self.unstarted.note(*id, step, Some(reason));
                 }
             }
             LayerEvent::Starting { id, .. } => {
-                if let Some(Some((step, _))) = self.labels.get(index(*id)) {
+                if let Some(Some(Shown { step, .. })) = self.labels.get(index(*id)) {
                     self.unstarted.note(*id, step, None);
                 }
             }
@@ -291,8 +300,8 @@ impl Driver {
         match event {
             LayerEvent::Log { id, stream, at, lines } => {
                 let place = self.place(id);
-                if let Some(task) = self.label(id) {
-                    self.output.send(Item::Log { place, task, stream, at, lines });
+                if let Some((task, started)) = self.label(id) {
+                    self.output.send(Item::Log { place, task, stream, at: at.max(started), lines });
                 }
             }
             LayerEvent::Notice { text } => self.output.send(Item::Notice(text)),
@@ -305,13 +314,14 @@ impl Driver {
         if self.held.is_adopted(id) {
             return None;
         }
-        let (step, _) = self.labels.get(index(id))?.as_ref()?;
-        Some(LogPlace { flow: self.flow.clone(), run: self.run.clone(), step: step.to_string(), id })
+        let shown = self.labels.get(index(id))?.as_ref()?;
+        Some(LogPlace { flow: self.flow.clone(), run: self.run.clone(), step: shown.step.to_string(), id })
     }
 
-    fn label(&self, id: AttemptId) -> Option<TaskLabel> {
-        let (step, pid) = self.labels.get(index(id))?.clone()?;
-        Some(TaskLabel { run: self.run.0.clone(), step, task: id.task, pid })
+    /// With the time of its start.
+    fn label(&self, id: AttemptId) -> Option<(TaskLabel, Millis)> {
+        let Shown { step, pid, started } = self.labels.get(index(id))?.clone()?;
+        Some((TaskLabel { run: self.run.0.clone(), step, task: id.task, pid }, started))
     }
 
     fn carry_out(&mut self, actions: Vec<Action>, now: Millis) {
@@ -350,10 +360,22 @@ impl Driver {
         if self.labels.len() <= index {
             self.labels.resize(index + 1, None);
         }
-        self.labels[index] = Some((step.clone(), None));
+        self.labels[index] = Some(Shown { step: step.clone(), pid: None, started: Millis::MIN });
     }
 
-    fn print(&self, message: &Message, at: Millis) {
+    fn note_start(&mut self, message: &Message, at: Millis) {
+        let (Some(task), Line::TaskStarting | Line::TaskRetrying | Line::TaskFallback) = (&message.task, &message.line)
+        else {
+            return;
+        };
+        let id = AttemptId { task: task.task, attempt: task.attempt };
+        if let Some(Some(shown)) = self.labels.get_mut(index(id)) {
+            shown.started = at;
+        }
+    }
+
+    fn print(&mut self, message: &Message, at: Millis) {
+        self.note_start(message, at);
         let task = message.task.as_ref().map(|task| TaskLabel {
             run: self.run.0.clone(),
             step: task.step.clone(),

@@ -239,7 +239,8 @@ impl World {
         assert_eq!((launch.spec.task, launch.spec.attempt), (id.task, id.attempt));
         assert!(self.seen.insert(id), "attempt {id} was submitted twice");
         assert!(self.out.keys().all(|o| o.task != id.task), "task {} is out twice at once", id.task);
-        let stopping = self.messages.iter().any(|message| matches!(message.line, Line::Terminating { .. }));
+        let is_stop = |line: &Line| matches!(line, Line::WorkflowFailed | Line::WorkflowStopping { .. });
+        let stopping = self.messages.iter().any(|message| is_stop(&message.line));
         assert!(!stopping, "a submit after the run was stopped");
         self.out.insert(id, launch.clone());
         assert!(self.taken_workers() <= self.max_workers, "more than max_workers are out");

@@ -104,6 +104,8 @@ def test_logs_show_afterwards_what_the_screen_showed(
     said = [n for n in range(2000) if n % 3]
     expected = [f"line {number} of grün" for number in said] + ["the last words have no end"]
     errors = [f"line {number} of grün" for number in range(0, 2000, 3)]
+    times = re.findall(r"(?m)^(\S+ \S+) \[\d+/start/\d+\] ", result.stdout)
+    assert min(times) == times[0], "nothing is older than the line that tells of the start"
     shown = lines_of(result.stdout, "start")
     assert [line for line in shown if line in set(expected)] == expected
     assert [line for line in shown if line in set(errors)] == errors

@@ -44,7 +44,9 @@ impl Run {
         self.phase = Phase::Stopping(Stopping { reason, kill_at: Some(now + STOP_GRACE), since: now });
         self.cancel_pauses(now, out);
         let tasks = self.active.len();
-        out.push(Action::Print(Message::run(Line::Terminating { tasks })));
+        if tasks > 0 {
+            out.push(Action::Print(Message::run(Line::Terminating { tasks })));
+        }
         let adopted = self.adopted_count();
         if adopted > 0 {
             out.push(Action::Print(Message::run(Line::TerminatingAdopted { tasks: adopted })));
