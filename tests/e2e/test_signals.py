@@ -1,14 +1,19 @@
 """Stopping a run, and killing what runs it: nothing stays alive, and everyone is told the truth."""
 
+import array
+import fcntl
 import os
 import signal
 import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
 from harness import (
     background,
     client,
+    environment,
     finish,
     nothing_left,
     run_flow,
@@ -171,3 +176,50 @@ def test_a_reader_that_goes_away(folder: Path) -> None:
         process.stdout = None
         process.wait(60)
     nothing_left(folder)
+
+
+FLOOD = """
+from metaflow import FlowSpec, step
+
+class FloodFlow(FlowSpec):
+    @step
+    def start(self):
+        number = 0
+        while True:
+            number += 1
+            print("line", number, "x" * 200, flush=True)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["stdout", "stdout and stderr"])
+def test_a_reader_that_does_not_read(folder: Path, together: bool) -> None:
+    """Output stops at a full pipe, the run does not end for it; told to stop, it does."""
+    flow = write_flow(folder, FLOOD)
+    command = [sys.executable, str(flow), "run"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT if together else None}
+    env = environment(folder, {})
+    process = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **streams)
+    try:
+        assert process.stdout is not None
+        unread = process.stdout.fileno()
+        # As many bytes as the pipe takes, for a while.
+        wait_until(lambda: waiting_bytes(unread) > 50_000, "a full pipe")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+    finally:
+        process.kill()
+    nothing_left(folder)
+    run = "run = Run('FloodFlow/1'); print(run.state, 'line 300 ' in run['start'].task.stdout)"
+    assert client(folder, run) == ["cancelled True"]
+
+
+def waiting_bytes(pipe: int) -> int:
+    """What could be read from a pipe now."""
+    size = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, size)
+    return size[0]

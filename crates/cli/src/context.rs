@@ -17,6 +17,7 @@ use crate::arguments::TopOptions;
 use crate::config::Config;
 use crate::datastore;
 use crate::report::Failure;
+use crate::unread;
 
 pub struct Context {
     pub flow: Flow,
@@ -34,7 +35,7 @@ impl Context {
     /// Talk that `--quiet` silences.
     pub fn say(&self, text: &str) {
         if !self.top.quiet {
-            eprintln!("{text}");
+            unread::say(&format!("{text}\n"));
         }
     }
 

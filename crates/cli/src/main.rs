@@ -13,6 +13,7 @@ mod layers;
 mod remote;
 mod report;
 mod terminal;
+mod unread;
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;

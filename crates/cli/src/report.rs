@@ -6,6 +6,8 @@ use std::io::IsTerminal;
 use ferroflow_core::diagnostic::Diagnostic;
 use ferroflow_core::wire::FrontEndError;
 
+use crate::unread;
+
 /// An error that ends the command.
 #[derive(Debug)]
 pub struct Failure {
@@ -52,9 +54,9 @@ impl Failure {
 
     pub fn print(&self) {
         if self.exit_code == 2 && self.headline == "Error" {
-            eprintln!("Error: {}", self.message.trim_end());
+            unread::say(&format!("Error: {}\n", self.message.trim_end()));
         } else {
-            eprint!("{}", self.text(std::io::stderr().is_terminal()));
+            unread::say(&self.text(std::io::stderr().is_terminal()));
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 use console::Style;
 use ferroflow_core::id::StepName;
@@ -15,6 +16,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::unread;
+
 /// Bars that are shown at once; finished steps make room for running ones.
 const MOST_BARS: usize = 12;
 
@@ -25,7 +28,7 @@ pub fn for_this_process() -> Box<dyn Console> {
     if io::stdout().is_terminal() && io::stderr().is_terminal() && console::Term::stderr().features().is_attended() {
         Box::new(LiveConsole::new(lines))
     } else {
-        Box::new(PlainConsole { lines, out: Some(io::BufWriter::new(io::stdout())) })
+        Box::new(PlainConsole { lines, is_read: true })
     }
 }
 
@@ -79,34 +82,32 @@ fn bracket(task: &TaskLabel) -> String {
     }
 }
 
-/// Lines on stdout. `out` is `None` once the reader has gone: the run goes on without it.
+/// Lines on stdout, until its reader has gone: the run goes on without it.
 struct PlainConsole {
     lines: Lines,
-    out: Option<io::BufWriter<io::Stdout>>,
+    is_read: bool,
 }
 
 impl PlainConsole {
-    fn line(&mut self, line: &str) {
-        let Some(out) = &mut self.out else { return };
-        if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
-            self.out = None;
-        }
+    fn line(&mut self, mut line: String) {
+        line.push('\n');
+        self.is_read = self.is_read && unread::write(io::stdout().as_fd(), line.as_bytes()).is_ok();
     }
 }
 
 impl Console for PlainConsole {
     fn system(&mut self, at: Millis, task: Option<&TaskLabel>, text: &str, tone: Tone) {
         let line = self.lines.system(at, task, text, tone);
-        self.line(&line);
+        self.line(line);
     }
 
     fn log(&mut self, at: Millis, task: &TaskLabel, _stream: Stream, line: &[u8]) {
         let line = self.lines.log(at, task, line);
-        self.line(&line);
+        self.line(line);
     }
 
     fn notice(&mut self, text: &str) {
-        eprintln!("{text}");
+        unread::say(&format!("{text}\n"));
     }
 
     fn close(&mut self) {}

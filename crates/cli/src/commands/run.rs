@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use ferroflow_core::graph::Graph;
 use ferroflow_core::id::{RunId, StepName};
@@ -26,6 +26,7 @@ use crate::datastore;
 use crate::layers::{self, Plan, Registered};
 use crate::report::Failure;
 use crate::terminal;
+use crate::unread;
 
 /// `run`: exit code of the command.
 pub async fn run(context: &Context, options: RunOptions, given: BTreeMap<String, Vec<String>>) -> Result<u8, Failure> {
@@ -248,6 +249,8 @@ fn watch_signals() -> Result<UnboundedReceiver<StopRequest>, Failure> {
         let sender = sender.clone();
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
+                static ONCE: Once = Once::new();
+                ONCE.call_once(unread::give_up_on_readers);
                 if sender.send(StopRequest { signal: name.to_owned() }).is_err() {
                     return;
                 }
@@ -269,7 +272,7 @@ fn tell_end(context: &Context, options: &RunOptions, run: &RunId, end: &RunEnd) 
     match (end.state, end.signal.as_deref()) {
         (RunState::Done, _) => 0,
         (_, Some(signal)) => {
-            eprintln!("Aborted!");
+            unread::say("Aborted!\n");
             hint(context, options, run);
             match signal {
                 "SIGINT" => 130,
