@@ -10,6 +10,7 @@ from metaflow._client_settings import (
     namespace,
 )
 from metaflow._client_task import DataArtifact, Metadata, MetaflowData, Task
+from metaflow._uncaught import hide_our_frames
 
 __all__ = [
     "DataArtifact",
@@ -27,3 +28,5 @@ __all__ = [
     "metadata",
     "namespace",
 ]
+
+hide_our_frames()

@@ -68,6 +68,9 @@ USER_SKIP_STEP: dict[str, object] = {}
 
 def refusal(name: str, advice: str) -> NotInThisVersion:
     """The exception that says a name is not in this version, and what to use instead."""
+    from metaflow._uncaught import hide_our_frames
+
+    hide_our_frames()
     return NotInThisVersion(f"`{name}` is not in this version of ferroflow: {advice}")
 
 

@@ -25,7 +25,10 @@ from metaflow._s3_object import (
     metadata_header,
     problem_error,
 )
+from metaflow._uncaught import hide_our_frames
 from metaflow.exception import MetaflowS3URLException
+
+hide_our_frames()
 
 
 class S3:

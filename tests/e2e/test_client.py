@@ -290,3 +290,39 @@ def test_runs_that_did_not_end_well(folder: Path) -> None:
 def test_nothing_has_run_yet(folder: Path) -> None:
     assert client(folder, "print(list(Metaflow()))") == ["[]"]
     assert not (folder / ".metaflow").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ("Run('ClientFlow/9')", "MetaflowNotFound: run `ClientFlow/9` does not exist in `{}`"),
+        ("Runner('flow.py')", "NotInThisVersion: `Runner` is not in this version of ferroflow: "),
+        ("S3(s3root='x').get('y')", "MetaflowS3URLException: `x` is not an address of S3: "),
+        ("namespace(None) or Flow('ClientFlow')['9']", "KeyError: '9'"),
+    ],
+)
+def test_an_uncaught_exception_shows_the_users_line_only(
+    done: Path, call: str, sentence: str
+) -> None:
+    script = done / "script.py"
+    script.write_text(f"from metaflow import *\n\ndef look():\n    {call}\n\nlook()\n")
+    result = run_flow(done, script).exited(1)
+    assert sentence.format(done / ".metaflow") in result.stderr.splitlines()[-1]
+    files = [line for line in result.stderr.splitlines() if line.startswith("  File")]
+    assert files == [
+        f'  File "{script}", line 6, in <module>',
+        f'  File "{script}", line 4, in look',
+    ]
+
+
+def test_a_hook_of_the_users_is_kept(done: Path) -> None:
+    result = run_python(
+        done,
+        """
+        import sys
+        sys.excepthook = lambda kind, error, trace: print("mine", kind.__name__)
+        from metaflow import Run
+        Run("ClientFlow/9")
+        """,
+    ).exited(1)
+    assert (result.stdout, result.stderr) == ("mine MetaflowNotFound\n", "")

@@ -96,6 +96,23 @@ def test_resume_uses_the_last_run_not_the_last_resume(folder: Path) -> None:
     result = run_flow(folder, FLOW, "resume").ok()
     assert "ResumeFlow/1 cloned!" in result.stdout
     assert result.run_id == "3"
+    assert "--origin-run-id" not in result.stderr, (
+        "run 2 is done, so there is nothing to go on with"
+    )
+
+
+def test_a_resume_says_that_another_got_further(folder: Path) -> None:
+    run_flow(folder, FLOW, "run").exited(1)
+    second = run_flow(folder, FLOW, "resume").exited(1)
+    assert "resume --origin-run-id 2\n" in second.stderr, "the hint is about the run that failed"
+    third = run_flow(folder, FLOW, "resume", "--origin-run-id", "2").exited(1)
+    assert "got further" not in third.stderr
+    (folder / "mended").touch()
+    fourth = run_flow(folder, FLOW, "resume").ok()
+    assert (
+        "This resumes run 1, the last one that `run` started. Run 3 resumed it too and may have "
+        "got further: to go on from there, add --origin-run-id 3.\n"
+    ) in fourth.stderr
 
 
 def test_origin_run_id_is_chosen(folder: Path) -> None:

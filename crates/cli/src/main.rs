@@ -10,6 +10,7 @@ mod config;
 mod context;
 mod datastore;
 mod layers;
+mod origin;
 mod remote;
 mod report;
 mod terminal;

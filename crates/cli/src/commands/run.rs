@@ -24,6 +24,7 @@ use crate::checks;
 use crate::context::{Context, latest_run_file};
 use crate::datastore;
 use crate::layers::{self, Plan, Registered};
+use crate::origin;
 use crate::report::Failure;
 use crate::terminal;
 use crate::unread;
@@ -59,6 +60,7 @@ pub async fn run(context: &Context, options: RunOptions, given: BTreeMap<String,
 /// `resume`: nothing is left behind when it cannot start (difference 9).
 pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOptions) -> Result<u8, Failure> {
     checks::supported(context)?;
+    let is_named = resume.origin_run_id.is_some();
     let Some(origin) = resume.origin_run_id.or_else(|| context.latest_run()) else {
         return Err(Failure::invalid_command(
             "a run id to resume is required: there is no latest run in this folder. Specify --origin-run-id.",
@@ -76,11 +78,17 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
     let metadata = open_for_writing(context)?;
     let origin = RunId::from(origin.as_str());
     println!("{}", line_now(&Line::GatheringOrigin));
+    if !is_named && let Some(remark) = origin::got_further(&metadata.runs(&context.flow.name)?, &origin) {
+        context.say(&remark);
+    }
     let plan = resume::plan(&metadata, &context.flow.name, &origin, rerun_from).map_err(|error| match error {
         MetadataError::NotFound(text) => not_found(text),
         error => error.into(),
     })?;
     plan.check(&graph).map_err(Failure::invalid_command)?;
+    if let Some(remark) = origin::left_layers(&origin, &plan.tasks, &graph) {
+        context.say(&remark);
+    }
     let store = datastore::for_new_runs(&context.config, &context.top, &context.root)?;
     datastore::same_as_origin(&store, &metadata.run(&context.flow.name, &origin)?)?;
     datastore::check(&store, &context.flow.name)?;
