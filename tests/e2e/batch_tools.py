@@ -11,7 +11,6 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -199,6 +198,62 @@ class Arrays:
         return 200, {"jobId": array, "jobName": body["jobName"]}
 
 
+def docker(*arguments: str) -> str:
+    command = ["docker", "--host", part("batch")["DOCKER_HOST"], *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def container_of(job: str) -> Body | None:
+    """What Docker knows of the container of one of the emulator's jobs while it runs."""
+    found: list[Body] = json.loads(docker("inspect", *docker("ps", "--quiet").split()) or "[]")
+    ours = (c for c in found if f"AWS_BATCH_JOB_ID={job}" in c["Config"]["Env"])
+    return next(ours, None)
+
+
+class AsAwsEnds:
+    """A door's behaviour: a job that runs gets SIGTERM and, 30 seconds later, SIGKILL, where the
+    emulator kills at once; one that does not run yet never does, where it starts all the same."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.ended: dict[str, threading.Thread] = {}
+        self.never_ran: set[str] = set()
+
+    def __call__(self, operation: str, body: Body, forward: Callable[[], Answer]) -> Answer:
+        if operation == "terminatejob":
+            self.end(body["jobId"])
+            return 200, {}
+        status, answer = forward()
+        if operation == "describejobs":
+            for job in answer["jobs"]:
+                if job["jobId"] in self.never_ran:
+                    job.update(status="FAILED", statusReason="ended by the run", container={})
+        return status, answer
+
+    def end(self, job: str) -> None:
+        if job in self.ended:
+            return
+        if BatchApi(self.upstream).jobs([job])[0]["status"] != "RUNNING":
+            self.never_ran.add(job)
+        self.ended[job] = threading.Thread(target=self.signal, args=(job,), daemon=True)
+        self.ended[job].start()
+
+    def signal(self, job: str) -> None:
+        api = BatchApi(self.upstream)
+        deadline = time.monotonic() + 60
+        while not (container := container_of(job)) and time.monotonic() < deadline:
+            if not is_alive(api.jobs([job])[0]):
+                return
+            time.sleep(0.1)
+        if container:
+            docker("stop", "--time", "0" if job in self.never_ran else "30", container["Id"])
+
+    def wait_until_gone(self) -> None:
+        for thread in self.ended.values():
+            thread.join(60)
+        assert not [job for job in self.ended if container_of(job)]
+
+
 class Gangs:
     """A door's behaviour: multi-node jobs, which the emulator lacks. The first node starts first,
     the others when it has an address; they are stopped when it ends, and all when the job is."""
@@ -273,19 +328,10 @@ class Gangs:
                 address = self.address(job)
                 own["AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS"] = address
 
-    def container(self, job: str) -> Body | None:
-        """What Docker knows of a job's container while it runs."""
-        docker = ["docker", "--host", part("batch")["DOCKER_HOST"]]
-        run = partial(subprocess.run, capture_output=True, text=True, check=False)
-        ids = run([*docker, "ps", "--quiet"]).stdout.split()
-        found: list[Body] = json.loads(run([*docker, "inspect", *ids]).stdout or "[]")
-        ours = (c for c in found if f"AWS_BATCH_JOB_ID={job}" in c["Config"]["Env"])
-        return next(ours, None)
-
     def address(self, job: str) -> str:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            container = self.container(job)
+            container = container_of(job)
             if container and container["NetworkSettings"]["IPAddress"]:
                 return str(container["NetworkSettings"]["IPAddress"])
             if not is_alive(BatchApi(self.upstream).jobs([job])[0]):
