@@ -310,6 +310,7 @@ fn plain_objects(candidate: &Candidate) {
         objects_are_listed_in_order(&objects).await;
         reading_goes_on_where_it_ended(&objects).await;
         one_of_many_writers_wins(&objects).await;
+        only_who_knows_the_last_version_replaces_it(&objects).await;
         if candidate.location.kind != "memory" {
             a_link_needs_no_credentials(&objects).await;
         }
@@ -359,6 +360,28 @@ async fn one_of_many_writers_wins(objects: &RemoteObjects) {
     assert_eq!(winners.len(), 1, "writers that each believe to be first: {winners:?}");
     let kept = objects.get_from(key, 0).await.expect("get").expect("it is there");
     assert_eq!(kept, winners[0].to_string().into_bytes());
+}
+
+/// What leases rest on: an engine that did not see the last write does not write.
+async fn only_who_knows_the_last_version_replaces_it(objects: &RemoteObjects) {
+    let key = "Conformance/lease/1";
+    assert!(objects.get_versioned(key).await.expect("get").is_none());
+    let replace = |text: &str, version| {
+        let data = text.as_bytes().to_vec();
+        async move { objects.replace(key, data, version).await.expect("an answer, not an error") }
+    };
+    let first = replace("first", None).await.expect("nobody wrote before");
+    assert_eq!(replace("a second first", None).await, None);
+    assert_eq!(objects.get_versioned(key).await.expect("get"), Some((b"first".to_vec(), first.clone())));
+    let texts: Vec<String> = (0..16).map(|number| format!("racer {number}")).collect();
+    let outcomes = futures::future::join_all(texts.iter().map(|text| replace(text, Some(&first)))).await;
+    let winners: Vec<usize> = (0..16).filter(|number| outcomes[*number].is_some()).collect();
+    assert_eq!(winners.len(), 1, "writers that each believe to hold it: {winners:?}");
+    assert_eq!(replace("too late", Some(&first)).await, None);
+    let (kept, version) = objects.get_versioned(key).await.expect("get").expect("it is there");
+    assert_eq!((kept, Some(&version)), (texts[winners[0]].clone().into_bytes(), outcomes[winners[0]].as_ref()));
+    assert!(replace("renewed", Some(&version)).await.is_some());
+    assert_eq!(objects.replace("Conformance/lease/gone", Vec::new(), Some(&version)).await.expect("an answer"), None);
 }
 
 async fn a_link_needs_no_credentials(objects: &RemoteObjects) {
