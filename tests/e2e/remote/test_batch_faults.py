@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from batch_tools import Answer, BatchApi, Body, Door, door, own_user
 from harness import client, run_flow
+from parts import part
+from store_proxy import proxy
 
 pytestmark = pytest.mark.cluster
 
@@ -159,3 +161,17 @@ def test_a_job_that_the_service_forgets_is_run_again(
     result = run_flow(folder, WIDE, "run", env=user_of(folder, batch, service)).ok()
     assert "sum 14" in result.stdout
     assert "AWS Batch does not know its job any more" in result.stdout + result.stderr
+
+
+def test_an_address_that_expired_in_the_queue_is_signed_again(
+    folder: Path, batch: dict[str, str]
+) -> None:
+    """A new job takes the place of the one that came too late; no retry of the user's is spent."""
+    with proxy(batch["AWS_ENDPOINT_URL_S3"], host="0.0.0.0") as store:
+        store.deny_first, store.denied_path = 1, "/code/"
+        host = part("s3")["FERROFLOW_TEST_S3_FROM_CONTAINERS"].rsplit(":", 1)[0]
+        env = {**batch, "METAFLOW_BATCH_S3_ENDPOINT_URL": f"{host}:{store.port}"}
+        result = run_flow(folder, WIDE, "run", env=env).ok()
+    assert "sum 14" in result.stdout
+    code = "print({task.current_attempt for task in Run('Wide/1')['work']})"
+    assert client(folder, code, env=batch) == ["{0}"]

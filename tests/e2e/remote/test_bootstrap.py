@@ -4,6 +4,7 @@ way out but to the store; an image without Python; what is packaged and what is 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,6 +210,24 @@ def test_pods_outlast_a_store_that_refuses_and_cuts(
         env=kubernetes,
     )
     assert shown == ["working 1, working 2, working 3, {0}"]
+
+
+def test_a_slow_store_that_refuses_and_cuts_the_engine_too(
+    folder: Path, kubernetes: dict[str, str], door: Door
+) -> None:
+    """Each request of the pods takes half a second; each of the engine's fails once."""
+    door.delay = 0.5
+    with proxy(kubernetes["AWS_ENDPOINT_URL_S3"]) as engine:
+        engine.refuse_first = engine.cut_first = 1
+        env = {**kubernetes, "AWS_ENDPOINT_URL_S3": engine.url}
+        result = run_flow(folder, WIDE, "run", "--with", "kubernetes", env=env).ok()
+        assert engine.count("GET", "list-type=2") > 0, "the engine read the logs through the door"
+    assert "total 1200000" in result.stdout
+    shown = re.findall(r"(?m)/work/\d+\] (working \d)$", result.stdout)
+    assert sorted(shown) == ["working 1", "working 2", "working 3"]
+    logs = ("logs", f"{result.run_id}/work", "--stdout")
+    logged = run_flow(folder, folder / "flow.py", *logs, env=kubernetes).ok()
+    assert sorted(logged.stdout.split("\n")) == ["", "working 1", "working 2", "working 3"]
 
 
 def test_an_address_that_expired_in_the_queue_is_signed_again(
