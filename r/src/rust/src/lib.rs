@@ -12,6 +12,7 @@ mod process;
 mod server;
 mod session;
 mod sexp;
+mod supervisor;
 mod task;
 mod wire;
 mod zygote;
@@ -162,6 +163,18 @@ fn rs_run_command(command: Vec<String>, variables: Vec<String>) -> Answer {
     session::run(&command, &variables).map(Robj::from)
 }
 
+/// In a remote task's container: runs the task to its end; the exit code for this process.
+#[extendr]
+fn rs_supervise(settings: &str, spec: &str) -> Answer {
+    supervisor::run(settings, spec).map(Robj::from)
+}
+
+/// A task's spec as JSON, from the form in which it travels.
+#[extendr]
+fn rs_decode_spec(text: &str) -> Answer {
+    ferroflow_task::remote::decode_spec(text).map(Robj::from)
+}
+
 #[extendr]
 fn rs_to_json(value: Robj) -> Answer {
     let json = plain::message(&value).ok_or("this value has no form in JSON")?;
@@ -306,6 +319,8 @@ extendr_module! {
     fn rs_timed_out;
     fn rs_leave;
     fn rs_run_command;
+    fn rs_supervise;
+    fn rs_decode_spec;
     fn rs_to_json;
     fn rs_from_json;
     fn rs_open_packs;

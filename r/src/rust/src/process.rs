@@ -135,10 +135,15 @@ pub fn close(descriptor: RawFd) {
 
 /// Waits until one of the descriptors can be read; which ones.
 pub fn wait_readable(descriptors: &[RawFd]) -> Vec<RawFd> {
+    wait_readable_for(descriptors, -1)
+}
+
+/// The same for so many milliseconds at most, or without end (-1).
+pub fn wait_readable_for(descriptors: &[RawFd], milliseconds: i32) -> Vec<RawFd> {
     let mut polled: Vec<libc::pollfd> =
         descriptors.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
     // SAFETY: the array is as long as is said. An interrupted call reads as nothing ready.
-    let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
+    let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, milliseconds) };
     if ready <= 0 {
         return Vec::new();
     }
