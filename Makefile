@@ -66,7 +66,7 @@ $(VENV)/develop.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 r: | $(BIN)/python ## Install the R package into .venv/r-library
-	@command -v Rscript >/dev/null || { echo "R is missing; on Debian: apt-get install r-base-core r-base-dev r-cran-magrittr r-cran-testthat"; exit 1; }
+	@command -v Rscript >/dev/null || { echo "R is missing; on Debian: apt-get install r-base-core r-base-dev r-cran-testthat"; exit 1; }
 	@mkdir -p $(R_LIBRARY)
 	R CMD INSTALL --no-test-load --library=$(R_LIBRARY) r
 

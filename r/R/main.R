@@ -156,7 +156,8 @@ hello_of <- function(flow, script, arguments) {
     script = typed,
     arguments = as.list(arguments),
     pid = Sys.getpid(),
-    module_folder = "",
+    module_folder = system.file(package = "metaflow"),
+    saved_flow = if (isTRUE(.state$saved)) .state$saved_file,
     flow = describe_flow(flow, source_file(script))
   )
 }

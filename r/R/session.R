@@ -51,7 +51,8 @@ names_in <- function(f) {
 
 # In the new process.
 run_saved <- function() {
-  saved <- readRDS(Sys.getenv(.saved_variable))
+  .state$saved_file <- Sys.getenv(.saved_variable)
+  saved <- readRDS(.state$saved_file)
   Sys.unsetenv(.saved_variable)
   .state$saved <- TRUE
   .state$source <- saved$source

@@ -14,6 +14,5 @@
   assign(".conflicts.OK", TRUE, envir = as.environment(paste0("package:", pkgname)))
 }
 
-#' @importFrom magrittr %>%
-#' @export
-magrittr::`%>%`
+#' @useDynLib metaflow, .registration = TRUE
+NULL

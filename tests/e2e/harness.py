@@ -109,6 +109,15 @@ def write_flow(folder: Path, source: str, name: str = "flow.py") -> Path:
     return path
 
 
+def interpreter_of(flow: Path) -> list[str]:
+    return ["Rscript"] if flow.suffix == ".R" else [sys.executable]
+
+
+def r_library() -> str:
+    """Where `make r` has installed the R package."""
+    return os.environ.get("R_LIBS", str(REPOSITORY / ".venv" / "r-library"))
+
+
 def start(
     folder: Path,
     flow: Path,
@@ -119,7 +128,7 @@ def start(
     group: Path | None = None,
 ) -> "subprocess.Popen[bytes]":
     """Starts a command of a flow in a session of its own; with a limit of bytes, in a cgroup."""
-    command = [sys.executable, str(flow), *arguments]
+    command = [*interpreter_of(flow), str(flow), *arguments]
     limits = []
     if address_space:
         limits.append(f"ulimit -v {address_space >> 10}")
@@ -130,7 +139,7 @@ def start(
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(folder, env),
+        env=environment(folder, {"R_LIBS": r_library(), **(env or {})}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if stdout is None else stdout,
         stderr=subprocess.PIPE,

@@ -21,6 +21,7 @@ from harness import REPOSITORY
 CLUSTERS = REPOSITORY / "tests/clusters"
 BUCKET = "ferroflow-e2e"
 PYTHON_IMAGE = "localhost/ferroflow-python:3.11"
+R_IMAGE = "localhost/ferroflow-r:4.2"
 SECRET = "ferroflow-test-s3"
 
 sys.path.insert(0, str(CLUSTERS))  # the programs of that folder are modules, too
@@ -37,6 +38,13 @@ def part(name: str) -> dict[str, str]:
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     words = [shlex.split(line)[1] for line in text.splitlines()]
     return dict(word.split("=", 1) for word in words)
+
+
+@cache
+def r_image() -> str:
+    """R's image, made on first use and loaded into whatever runs."""
+    subprocess.run([str(CLUSTERS / "images"), "load", "r"], check=True, timeout=1200)
+    return R_IMAGE
 
 
 def put(

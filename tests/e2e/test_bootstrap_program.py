@@ -12,11 +12,10 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from bootstrap_tools import Ended, Handler, Store, told
 from harness import REPOSITORY
 from store_proxy import served
 
@@ -46,47 +45,6 @@ def package() -> bytes:
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     return out.getvalue()
-
-
-@dataclass
-class Store:
-    """Answers with the next of `faults`, then with the package."""
-
-    data: bytes
-    faults: list[str] = field(default_factory=list)
-    asked: int = 0
-    port: int = 0
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    store: Store
-
-    def do_GET(self) -> None:
-        store = self.store
-        store.asked += 1
-        fault = store.faults.pop(0) if store.faults else ""
-        status = int(fault) if fault.isdigit() else 200
-        data = b"<Error/>" if status != 200 else store.data
-        if fault == "flip":
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
-        self.close_connection = True
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Silent."""
-
-
-@dataclass
-class Ended:
-    code: int
-    out: str
-    err: str
-    message: dict[str, object]
-    seconds: float
 
 
 @pytest.fixture
@@ -126,16 +84,6 @@ def run(folder: Path, store: Store, lacks: str = "", cwd: Path | None = None) ->
     seconds = time.monotonic() - began
     message = json.loads(log.read_text()) if log.exists() else {}
     return Ended(done.returncode, done.stdout, done.stderr, message, seconds)
-
-
-def told(ended: Ended, code: int = 121) -> str:
-    """The one sentence, the same for people and for the engine."""
-    assert ended.code == code, ended
-    assert ended.message["exit"] == {"code": code} and ended.message["outcome"] is None
-    cause = ended.message["cause"]
-    assert isinstance(cause, dict) and ended.err == f"{cause['text']}.\n", ended.err
-    assert "secret" not in ended.err, "a signature is a secret"
-    return str(cause["text"])
 
 
 def test_code_is_fetched_and_started_and_addresses_are_forgotten(

@@ -1,7 +1,6 @@
 """Runs of R flows read from Python, and of Python flows from R; everything else about R is tested
 in R (r/tests)."""
 
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,7 @@ class FromPython(FlowSpec):
 
 
 def rscript(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    library = harness.REPOSITORY / ".venv" / "r-library"
-    values = harness.environment(folder, {"R_LIBS": os.environ.get("R_LIBS", str(library))})
+    values = harness.environment(folder, {"R_LIBS": harness.r_library()})
     return subprocess.run(
         ["Rscript", *arguments],
         cwd=folder,

@@ -38,23 +38,8 @@ pub struct Plan {
 
 /// Finds the layers that steps ask for and asks them whether the steps can run there.
 pub async fn plan(context: &Context, graph: &Graph) -> Result<Plan, Failure> {
-    refuse_remote_r(context, graph)?;
     let (kubernetes, batch) = tokio::join!(kubernetes::plan(context, graph), batch::plan(context, graph));
     Ok(Plan { kubernetes: kubernetes?, batch: batch?, adopted: Vec::new() })
-}
-
-fn refuse_remote_r(context: &Context, graph: &Graph) -> Result<(), Failure> {
-    let remote = graph.steps.iter().find_map(|step| Some((&step.name, step.policy.layer?)));
-    match remote.filter(|_| context.hello.language == "R") {
-        None => Ok(()),
-        Some((step, layer)) => Err(Failure::new(
-            "Not in this version",
-            format!(
-                "step `{step}` asks for {layer}, but R flows run on this machine only in this version: remove \
-                 {layer}() from the step, or --with {layer} from the command"
-            ),
-        )),
-    }
 }
 
 /// A registered run.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ferroflow_compute::remote::{INIT_SCRIPT, PackageSources, RemoteSettings};
+use ferroflow_compute::remote::{INIT_SCRIPT, Language, PackageSources, RemoteSettings};
 use ferroflow_core::id::RunId;
 use ferroflow_core::task::StoreLocation;
 use serde_json::{Map, Value, json};
@@ -46,6 +46,8 @@ pub fn package_sources(context: &Context) -> Result<PackageSources, Failure> {
     Ok(PackageSources {
         script: context.cwd.join(&hello.script),
         suffixes: package_suffixes(context),
+        language: Language::of(&hello.language),
+        saved_flow: hello.saved_flow.as_ref().map(PathBuf::from),
         module_folder: PathBuf::from(&hello.module_folder),
         info: info(context),
     })

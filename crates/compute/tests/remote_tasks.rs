@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ferroflow_compute::remote::{PackageSources, Remote, RemoteSettings};
+use ferroflow_compute::remote::{Language, PackageSources, Remote, RemoteSettings};
 use ferroflow_core::id::{AttemptId, RunId, StepName, TaskId};
 use ferroflow_core::log_segment::RunKeys;
 use ferroflow_core::port::{
@@ -190,6 +190,8 @@ impl Lab {
             code: PackageSources {
                 script: self.path().join("flow/flow.py"),
                 suffixes: Vec::new(),
+                language: Language::Python,
+                saved_flow: None,
                 module_folder: self.path().join("module"),
                 info: serde_json::Map::new(),
             },

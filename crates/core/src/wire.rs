@@ -34,6 +34,9 @@ pub struct Hello {
     /// Folder of the language's own part (the installed module `metaflow`): remote tasks take it along.
     #[serde(default)]
     pub module_folder: String,
+    /// File that holds the flow of a session, which has no flow file (R).
+    #[serde(default)]
+    pub saved_flow: Option<String>,
     pub flow: Flow,
 }
 

@@ -4,7 +4,7 @@
 use ferroflow_core::task::{AttemptReport, Cause, CauseKind, ProcessExit, Usage};
 use serde_json::Value;
 
-use crate::remote::ending::termination_message;
+use crate::remote::ending::{lacks_interpreter, termination_message};
 
 /// What is kept of a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -287,10 +287,7 @@ impl PodView {
         let (image, interpreter) = (&self.image, &self.interpreter);
         let lacks = ["executable file not found", "no such file or directory", "executable file `"];
         let text = if lacks.iter().any(|words| message.contains(words)) && message.contains("exec") {
-            format!(
-                "the image `{image}` has no `{interpreter}`: a task needs an image with Python 3.11 or newer, such as \
-                 `python:3.11`"
-            )
+            lacks_interpreter(image, interpreter)
         } else if message.contains("exec format error") {
             format!("the image `{image}` is for another processor architecture than node `{}`", self.node)
         } else {

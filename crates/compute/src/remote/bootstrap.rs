@@ -1,15 +1,8 @@
-//! The program that a container's interpreter is given as an argument.
+//! What process 1 of a task's container is: an interpreter with our first program as an argument.
 
 use ferroflow_core::task::TaskLaunch;
 
-const BOOTSTRAP: &str = include_str!("bootstrap.py");
-/// Every image with Python 3 has it; `python` is missing in those of Linux distributions.
-const INTERPRETER: &str = "python3";
-
-/// What process 1 of the container runs. No shell: there may be none.
-pub fn command(interpreter: &str) -> Vec<String> {
-    [interpreter, "-u", "-c", BOOTSTRAP].map(str::to_owned).to_vec()
-}
+use super::language::Language;
 
 /// Shell commands of the user's that a container runs first; what they export the task has, too.
 pub const INIT_SCRIPT: &str = "METAFLOW_INIT_SCRIPT";
@@ -20,9 +13,11 @@ pub fn after_init_script(command: Vec<String>) -> Vec<String> {
     shell.into_iter().chain(command).collect()
 }
 
-/// The layer's `executable=`, else `python3`.
-pub fn interpreter(launch: &TaskLaunch, layer: &str) -> String {
-    attribute(launch, layer, "executable").unwrap_or_else(|| INTERPRETER.to_owned())
+/// The command of a task's container on a layer: the layer's `executable=`, else the language's
+/// interpreter.
+pub fn command(language: Language, launch: &TaskLaunch, layer: &str) -> Vec<String> {
+    let chosen = attribute(launch, layer, "executable");
+    language.command(chosen.as_deref().unwrap_or(language.interpreter()))
 }
 
 /// A text attribute of the layer's decorator.

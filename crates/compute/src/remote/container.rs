@@ -64,6 +64,8 @@ struct Uploaded {
     key: String,
     hash: String,
     sha256: String,
+    /// Of the archive, in bytes: R has no SHA-256.
+    size: usize,
 }
 
 impl Remote {
@@ -122,11 +124,12 @@ impl Remote {
             self.events.send(LayerEvent::Notice { text: text.clone() });
         }
         let (key, hash, sha256) = (package.key(), package.hash.clone(), package.sha256.clone());
+        let size = package.archive.len();
         if !self.objects.list(&key).await?.iter().any(|entry| entry.key == key) {
             let compressed = tokio::task::spawn_blocking(move || package.compressed()).await.map_err(not_built)?;
             self.objects.put(&key, compressed, true).await?;
         }
-        Ok(Uploaded { key, hash, sha256 })
+        Ok(Uploaded { key, hash, sha256, size })
     }
 
     /// An address for a layer's containers.
@@ -187,6 +190,7 @@ impl Remote {
         let mut set = |name: &str, value: String| environment.insert(name.to_owned(), value);
         set("FERROFLOW_CODE_URL", self.code_address(&code.key, layer, comes_back).await?);
         set("FERROFLOW_CODE_SHA256", code.sha256.clone());
+        set("FERROFLOW_CODE_SIZE", code.size.to_string());
         set("FERROFLOW_FLOW_FILE", self.flow_file());
         set("FERROFLOW_LAYER", layer.to_owned());
         set("FERROFLOW_LOG_PREFIX", self.keys.log_prefix(launch.spec.step.as_str(), launch.id));
@@ -203,7 +207,7 @@ impl Remote {
         }
         let task = TaskSpec { store, ..launch.spec.clone() };
         self.put_spec(launch.id, &task, layer, &mut environment).await?;
-        let mut command = bootstrap::command(&bootstrap::interpreter(launch, layer));
+        let mut command = bootstrap::command(self.settings.code.language, launch, layer);
         if environment.contains_key(bootstrap::INIT_SCRIPT) {
             command = bootstrap::after_init_script(command);
         }

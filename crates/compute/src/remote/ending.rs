@@ -4,6 +4,8 @@
 use ferroflow_core::task::{Cause, CauseKind, ProcessExit, Usage};
 use ferroflow_core::wire::TerminationMessage;
 
+use super::language::needed_for;
+
 /// Exit code of a container whose image cannot run our code, or that could not fetch it. The
 /// termination message says which; where there is none (AWS Batch), the log does.
 pub const EXIT_UNUSABLE: i32 = 121;
@@ -46,9 +48,9 @@ pub fn no_interpreter(error: &str, image: &str, interpreter: &str) -> Option<Cau
     if not_found.iter().any(|words| error.contains(words)) && (about_it || exec) {
         return Some(Cause::new(
             CauseKind::Image,
-            format!(
-                "the image `{image}` has no `{interpreter}`: a task needs an image with Python 3.11 or newer, such as \
-                 `python:3.11`"
+            lacks_interpreter(
+                image,
+                program_of(error).filter(|named| !named.ends_with(interpreter)).unwrap_or(interpreter),
             ),
         ));
     }
@@ -59,6 +61,18 @@ pub fn no_interpreter(error: &str, image: &str, interpreter: &str) -> Option<Cau
         ));
     }
     None
+}
+
+/// The program that a runtime could not start, by its words.
+fn program_of(error: &str) -> Option<&str> {
+    let (_, rest) = error.split_once("exec: \"")?;
+    let (program, _) = rest.split_once('"')?;
+    Some(program).filter(|program| !program.is_empty())
+}
+
+/// The sentence about an image without the language.
+pub fn lacks_interpreter(image: &str, interpreter: &str) -> String {
+    format!("the image `{image}` has no `{interpreter}`: {}", needed_for(interpreter))
 }
 
 #[cfg(test)]
@@ -84,6 +98,12 @@ mod tests {
                  `python:3.11`"
             );
         }
+        let of_r = "exec: \"Rscript\": executable file not found in $PATH";
+        assert_eq!(
+            no_interpreter(of_r, "alpine", "python3").expect("a cause").text,
+            "the image `alpine` has no `Rscript`: a task of a flow in R needs an image with R, such as `rocker/r-ver` or \
+             `r-base`"
+        );
         assert_eq!(no_interpreter("open /etc/x: no such file or directory", "alpine", "python3"), None);
         assert_eq!(no_interpreter("context deadline exceeded", "alpine", "python3"), None);
     }

@@ -12,10 +12,14 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use walkdir::{DirEntry, WalkDir};
 
+use super::language::Language;
+
 /// Always packaged; `--package-suffixes` adds to them (the last four are difference 18).
 pub const SUFFIXES: &[&str] = &[".py", ".R", ".RDS", ".c", ".cpp", ".h", ".hpp"];
 /// Folder of our own module within the package.
 pub const MODULE_FOLDER: &str = ".mf_code";
+/// A session's flow beside it.
+const SAVED_FLOW: &str = "flow.rds";
 /// What the package says of itself.
 pub const INFO: &str = ".mf_meta/INFO";
 
@@ -35,8 +39,11 @@ pub struct PackageSources {
     pub script: PathBuf,
     /// Endings of file names beyond `SUFFIXES`.
     pub suffixes: Vec<String>,
+    pub language: Language,
     /// The running installation's `metaflow` folder.
     pub module_folder: PathBuf,
+    /// The flow of an R session, which has no script: `script` then only names the folder.
+    pub saved_flow: Option<PathBuf>,
     /// For `INFO`.
     pub info: Map<String, Value>,
 }
@@ -85,7 +92,7 @@ pub enum PackageFault {
         "the flow's folder `{folder}` holds more than {MOST_FILES} files to package: move the flow into a folder of its own"
     )]
     TooMany { folder: PathBuf },
-    #[error("the code package needs the folder `{folder}` of the installed module `metaflow`: {error}")]
+    #[error("the code package needs the folder `{folder}` of the installed `metaflow`: {error}")]
     Module { folder: PathBuf, error: io::Error },
     #[error("the flow file `{0}` is not in a folder that can be packaged")]
     Script(PathBuf),
@@ -168,7 +175,11 @@ fn user_files(
 ) -> Result<(), PackageFault> {
     let folder = folder_of(&sources.script);
     let script = sources.script.file_name().ok_or_else(|| PackageFault::Script(sources.script.clone()))?;
-    files.push(PackageFile { name: PathBuf::from(script), source: Source::File(sources.script.clone()) });
+    let flow = match &sources.saved_flow {
+        Some(saved) => (Path::new(MODULE_FOLDER).join(SAVED_FLOW), saved),
+        None => (PathBuf::from(script), &sources.script),
+    };
+    files.push(PackageFile { name: flow.0, source: Source::File(flow.1.clone()) });
     let walk = WalkDir::new(folder).follow_links(true).sort_by_file_name();
     for entry in walk.into_iter().filter_entry(is_wanted_folder) {
         match entry {
@@ -217,9 +228,8 @@ fn module_files(sources: &PackageSources, files: &mut Vec<PackageFile>) -> Resul
     for entry in WalkDir::new(folder).into_iter().filter_entry(|entry| entry.file_name() != "__pycache__") {
         let entry = entry.map_err(|error| fault(error.into()))?;
         let path = entry.path();
-        let wanted = path.extension().is_some_and(|ending| ["py", "so"].iter().any(|known| ending == *known));
-        if entry.file_type().is_file() && wanted {
-            let below = path.strip_prefix(folder).expect("it is below the folder");
+        let below = path.strip_prefix(folder).expect("it is below the folder");
+        if entry.file_type().is_file() && sources.language.takes_along(below) {
             let name = Path::new(MODULE_FOLDER).join("metaflow").join(below);
             files.push(PackageFile { name, source: Source::File(path.to_owned()) });
         }
@@ -245,6 +255,8 @@ impl Archive {
         match read {
             Ok((data, executable)) => {
                 let mut header = tar::Header::new_gnu();
+                // Not the old form, which says nothing: R's own `untar` does not know it.
+                header.set_entry_type(tar::EntryType::Regular);
                 header.set_size(data.len() as u64);
                 header.set_mtime(MODIFIED);
                 header.set_mode(if executable { 0o755 } else { 0o644 });
@@ -304,6 +316,8 @@ mod tests {
             PackageSources {
                 script: self.path("flows/flow.py"),
                 suffixes: vec![".csv".to_owned()],
+                language: Language::Python,
+                saved_flow: None,
                 module_folder: self.path("module"),
                 info: Map::new(),
             }
@@ -331,6 +345,31 @@ mod tests {
         project.write("flows/env/pyvenv.cfg", "");
         project.write("flows/env/lib/huge.py", "x");
         assert_eq!(project.names(), with(&["a/b/deep.py", "fast.cpp", "flow.py", "model.R", "table.csv"]));
+    }
+
+    #[test]
+    fn a_session_of_r_takes_its_flow_along_and_the_package_that_runs_it() {
+        let project = Project::new();
+        for name in ["DESCRIPTION", "R/metaflow.rdb", "libs/metaflow.so", "bin/metaflow", "help/x.rds"] {
+            project.write(&format!("library/{name}"), "x");
+        }
+        project.write("flows/helper.R", "x");
+        project.write("tmp/flow17.rds", "x");
+        let sources = PackageSources {
+            script: project.path("flows/<flow.R>"),
+            language: Language::R,
+            module_folder: project.path("library"),
+            saved_flow: Some(project.path("tmp/flow17.rds")),
+            ..project.sources()
+        };
+        let package = Package::build(&sources).expect("package");
+        let names: Vec<String> = package.files.iter().map(|name| name.display().to_string()).collect();
+        let ours =
+            ["DESCRIPTION", "R/metaflow.rdb", "libs/metaflow.so"].map(|name| format!(".mf_code/metaflow/{name}"));
+        let mut expected = vec![".mf_code/flow.rds".to_owned()];
+        expected.extend(ours);
+        expected.extend([".mf_meta/INFO", "flow.py", "helper.R"].map(str::to_owned));
+        assert_eq!((names, package.warnings), (expected, Vec::new()));
     }
 
     #[test]
@@ -372,7 +411,7 @@ mod tests {
         let sources = PackageSources { module_folder: project.path("missing"), ..project.sources() };
         let error = Package::build(&sources).expect_err("no module").to_string();
         assert!(error.starts_with("the code package needs the folder `"), "{error}");
-        assert!(error.contains("missing` of the installed module `metaflow`"), "{error}");
+        assert!(error.contains("missing` of the installed `metaflow`"), "{error}");
     }
 
     #[test]

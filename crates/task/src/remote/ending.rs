@@ -318,7 +318,8 @@ mod tests {
         let mut strange = facts(folder.path());
         strange.control_fault("it is not JSON".to_owned());
         strange.ended(ProcessExit::Code(0), Usage::default());
-        let text = "the task's report cannot be used: it is not JSON; its control channel was written to by something else";
+        let text =
+            "the task's report cannot be used: it is not JSON; its control channel was written to by something else";
         assert_eq!(text_of(&strange, None).1, text);
     }
 
@@ -328,7 +329,8 @@ mod tests {
         let mut abandoned = facts(folder.path());
         abandoned.lease_expired(3600.0);
         abandoned.ended(ProcessExit::Signal(SIGTERM), Usage::default());
-        let text = "stopped: no engine has renewed the lease of run 7 for 60 minutes, so the run was abandoned; resume it";
+        let text =
+            "stopped: no engine has renewed the lease of run 7 for 60 minutes, so the run was abandoned; resume it";
         assert_eq!(text_of(&abandoned, None), (CauseKind::EngineLost, text.to_owned()));
         let mut late = facts(folder.path());
         late.overran(5.0, 60.0);

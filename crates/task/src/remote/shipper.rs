@@ -295,21 +295,27 @@ mod tests {
 
     /// A store in memory that refuses so many writes first.
     #[derive(Clone, Default)]
-    struct Fake(Arc<Mutex<(BTreeMap<String, Vec<u8>>, u32)>>);
+    struct Fake(Arc<Mutex<Inner>>);
+
+    #[derive(Default)]
+    struct Inner {
+        kept: BTreeMap<String, Vec<u8>>,
+        refusals: u32,
+    }
 
     impl Objects for Fake {
         fn put(&self, key: &str, data: Vec<u8>) -> Result<(), ObjectError> {
             let mut inner = self.0.lock().expect("lock");
-            if inner.1 > 0 {
-                inner.1 -= 1;
+            if inner.refusals > 0 {
+                inner.refusals -= 1;
                 return Err(ObjectError::Unavailable("away".to_owned()));
             }
-            inner.0.insert(key.to_owned(), data);
+            inner.kept.insert(key.to_owned(), data);
             Ok(())
         }
 
         fn get(&self, key: &str) -> Result<Option<Vec<u8>>, ObjectError> {
-            Ok(self.0.lock().expect("lock").0.get(key).cloned())
+            Ok(self.0.lock().expect("lock").kept.get(key).cloned())
         }
     }
 
@@ -317,7 +323,7 @@ mod tests {
         fn lines(&self) -> (Vec<String>, bool) {
             let mut reader = SegmentReader::default();
             let mut lines = Vec::new();
-            for (key, data) in &self.0.lock().expect("lock").0 {
+            for (key, data) in &self.0.lock().expect("lock").kept {
                 if key.starts_with("log/0") {
                     reader.feed(data, &mut lines);
                 }
@@ -353,14 +359,14 @@ mod tests {
         }
         assert_eq!(shipper.finish(&done(), true), None);
         assert_eq!(fake.lines(), (expected, true));
-        let kept = fake.0.lock().expect("lock").0.keys().cloned().collect::<Vec<_>>();
+        let kept = fake.0.lock().expect("lock").kept.keys().cloned().collect::<Vec<_>>();
         assert!(kept.len() > 3 && kept.contains(&"log/end".to_owned()), "{kept:?}");
     }
 
     #[test]
     fn a_store_that_was_away_has_it_all_in_the_end() {
         let fake = Fake::default();
-        fake.0.lock().expect("lock").1 = 2;
+        fake.0.lock().expect("lock").refusals = 2;
         let shipper = Shipper::start(Box::new(fake.clone()), assignment(Duration::from_secs(60)), || ());
         let shipper = shipper.expect("thread");
         shipper.add('e', b"one\n");

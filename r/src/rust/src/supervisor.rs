@@ -99,12 +99,7 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(
-        settings: &'a Settings,
-        spec: &str,
-        store: &StoreLocation,
-        facts: &'a mut Facts,
-    ) -> Result<Self, String> {
+    fn start(settings: &'a Settings, spec: &str, store: &StoreLocation, facts: &'a mut Facts) -> Result<Self, String> {
         if std::process::id() != 1 {
             process::become_subreaper();
         }
@@ -163,7 +158,9 @@ impl<'a> Supervisor<'a> {
     /// Milliseconds until something is due; -1 when nothing is.
     fn patience(&self) -> i32 {
         let due = [self.limit, self.kill_at, self.over_at].into_iter().flatten().min();
-        due.map_or(-1, |at| i32::try_from(at.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(i32::MAX) + 1)
+        due.map_or(-1, |at| {
+            i32::try_from(at.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(i32::MAX) + 1
+        })
     }
 
     fn keep_time(&mut self) {
@@ -216,7 +213,9 @@ impl<'a> Supervisor<'a> {
     }
 
     fn pump(&mut self, descriptor: RawFd) {
-        let Some(position) = self.streams.iter().position(|stream| stream.from.as_raw_fd() == descriptor) else { return };
+        let Some(position) = self.streams.iter().position(|stream| stream.from.as_raw_fd() == descriptor) else {
+            return;
+        };
         let mut data = vec![0; READ_SIZE];
         let stream = &mut self.streams[position];
         match stream.from.read(&mut data) {
@@ -302,8 +301,7 @@ fn start_task(settings: &Settings, spec: &str) -> io::Result<Started> {
             process::die_with_parent(supervisor);
         }
         replace_streams(out_write.as_raw_fd(), err_write.as_raw_fd());
-        let error =
-            process::execute(&settings.command, Some(&environment), &[control.as_raw_fd(), spec.as_raw_fd()]);
+        let error = process::execute(&settings.command, Some(&environment), &[control.as_raw_fd(), spec.as_raw_fd()]);
         let _ = write_all(2, format!("R cannot be started: {error}\n").as_bytes());
         process::leave(1);
     }
