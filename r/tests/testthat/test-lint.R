@@ -73,7 +73,7 @@ metaflow("Typed") %>%
   ))
 })
 
-test_that("remote layers are refused in a sentence", {
+test_that("a remote layer without a store that it reaches is refused in a sentence", {
   script <- '
 metaflow("Remote") %>%
   step(step = "start", next_step = "end", kubernetes(memory = 1000)) %>%
@@ -82,5 +82,5 @@ metaflow("Remote") %>%
 '
   result <- run_flow(script, "run")
   expect_equal(result$status, 1)
-  expect_match(result$err, "R flows run on this machine only in this version", all = FALSE)
+  expect_match(result$err, "step `start` runs on Kubernetes, which requires --datastore=s3, azure or gs", all = FALSE)
 })
