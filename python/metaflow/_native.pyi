@@ -122,7 +122,8 @@ class Metadata:
 
 @final
 class Objects:
-    """Plain objects of a bucket; `OSError` when it cannot be reached."""
+    """Plain objects of a bucket. `OSError` when it cannot be reached; `PermissionError` and
+    `FileNotFoundError` (no such bucket) when no retry helps."""
 
     def __new__(cls, location: str) -> Objects: ...
     def put(self, key: str, data: bytes) -> None: ...

@@ -302,6 +302,7 @@ class Supervisor:
         message = self._facts.message()
         if problem := self._log.finish(message):
             os.write(2, f"{problem}\n".encode())
+            message["log_is_short"] = True
         text = _remote_ending.fitted(message)
         try:
             with open(self._settings.termination_log, "wb") as out:

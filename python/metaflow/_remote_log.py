@@ -85,6 +85,7 @@ class Shipper:
         self._writes = 0
         self._failures = 0
         self._last_error = ""
+        self._refused = False
         self._next_write = 0.0
 
     def start(self) -> None:
@@ -125,6 +126,8 @@ class Shipper:
             try:
                 self._store.put(f"{self._prefix}end", data)
                 return
+            except (PermissionError, FileNotFoundError):
+                return
             except OSError:
                 if wait is not None:
                     time.sleep(wait)
@@ -143,7 +146,7 @@ class Shipper:
                 taken = self._take()
             if taken and not self._write(taken):
                 with self._changed:
-                    if self._closing and time.monotonic() > self._give_up_at:
+                    if self._closing and (self._refused or time.monotonic() > self._give_up_at):
                         return
             if not self._closing and self.lease.due_in(time.monotonic()) == 0:
                 self.lease.look()
@@ -174,11 +177,12 @@ class Shipper:
             self._store.put(f"{self._prefix}{self._number:06}", longer)
         except OSError as error:
             self._last_error = str(error)
+            self._refused = isinstance(error, (PermissionError, FileNotFoundError))
             wait = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
             self._failures += 1
             self._next_write = time.monotonic() + wait
             return False
-        self._failures = 0
+        self._failures, self._refused = 0, False
         self._writes += 1
         self._segment += taken
         if len(self._segment) >= SEGMENT_SIZE:

@@ -198,6 +198,9 @@ pub struct TerminationMessage {
     /// resubmit, without spending a user's retry.
     #[serde(default)]
     pub sign_again: bool,
+    /// Not all that the task printed could be written to the store.
+    #[serde(default)]
+    pub log_is_short: bool,
     /// Entries that the task asked to record, `(name, value)`; the layer passes them to
     /// `EventSink::metadata`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

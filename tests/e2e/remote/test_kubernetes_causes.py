@@ -185,6 +185,18 @@ def test_a_secret_that_is_missing_is_named(folder: Path, user: dict[str, str]) -
 # --- while it runs --------------------------------------------------------------------------------
 
 
+def test_a_pod_without_credentials_says_so_though_it_cannot_write_to_the_store(
+    folder: Path, user: dict[str, str]
+) -> None:
+    env = {**user, "METAFLOW_KUBERNETES_SECRETS": ""}
+    failed = run_flow(folder, one_step("print('never')"), "run", env=env)
+    assert failed.code == 1
+    assert "no AWS credentials were found" in failed.stdout
+    assert "(METAFLOW_KUBERNETES_SECRETS)" in failed.stdout
+    logged = run_flow(folder, folder / "flow.py", "logs", f"{failed.run_id}/work", env=user).ok()
+    assert "no AWS credentials were found" in logged.stdout
+
+
 def test_too_much_memory_says_what_was_asked(folder: Path, user: dict[str, str]) -> None:
     source = one_step("b'x' * 900_000_000", "memory=150, qos='guaranteed'")
     failed_with(

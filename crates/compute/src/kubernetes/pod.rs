@@ -79,7 +79,7 @@ pub enum Ending {
         metadata: Vec<(String, String)>,
         /// Its addresses had expired: sign again and submit again.
         sign_again: bool,
-        /// It died without a word of its own.
+        /// It died before all that it printed was in the store.
         silent: bool,
     },
     /// The container never ran.
@@ -260,7 +260,7 @@ impl PodView {
             return Ending::Taken(Cause::new(CauseKind::Evicted, text));
         }
         let exit = exit_of(code, spoken.as_ref().map(|said| said.exit));
-        let silent = spoken.is_none();
+        let silent = spoken.as_ref().is_none_or(|said| said.log_is_short);
         let sign_again = spoken.as_ref().is_some_and(|said| said.sign_again);
         let (outcome, usage, cause, metadata) = match spoken {
             Some(said) => (said.outcome, said.usage, said.cause, said.metadata),

@@ -35,6 +35,7 @@ pub fn message_of_exit_code(code: i32, image: &str) -> Option<TerminationMessage
         usage: Usage::default(),
         cause: Some(Cause::new(kind, text)),
         sign_again: code == EXIT_SIGN_AGAIN,
+        log_is_short: true,
         metadata: Vec::new(),
     })
 }

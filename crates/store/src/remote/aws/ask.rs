@@ -38,14 +38,16 @@ impl Asking {
             Source::WebIdentity { arn, session, token_file, region } => {
                 self.of_web_identity(arn, session, token_file, region).await
             }
-            Source::Container(place) => self.of_container(place).await.map_err(|reason| {
-                format!("the container's agent at `{place}` gave no credentials: {reason}")
-            }),
+            Source::Container(place) => self
+                .of_container(place)
+                .await
+                .map_err(|reason| format!("the container's agent at `{place}` gave no credentials: {reason}")),
             Source::Instance => self.of_instance().await.map_err(|reason| {
                 format!(
                     "no AWS credentials were found: not in the environment (AWS_ACCESS_KEY_ID), not in a profile of \
-                     `{}`, and this machine has no role ({reason}); set one of them up, for example with `aws configure`",
-                    Files::credentials_path().display()
+                     `{}`, and this machine has no role ({reason}); {}",
+                    Files::credentials_path().display(),
+                    what_to_do()
                 )
             }),
         }
@@ -216,6 +218,18 @@ impl Asking {
         };
         let role = get("").await?;
         of_agent(&get(role.lines().next().unwrap_or_default()).await?)
+    }
+}
+
+/// Where a user sets credentials up, for the end of a sentence.
+fn what_to_do() -> &'static str {
+    match environment("METAFLOW_RUNTIME_ENVIRONMENT").as_deref() {
+        Some("kubernetes") => {
+            "give the pod some, by its service account (METAFLOW_KUBERNETES_SERVICE_ACCOUNT) or a Secret \
+             (METAFLOW_KUBERNETES_SECRETS)"
+        }
+        Some("batch") => "give the job a role (METAFLOW_ECS_S3_ACCESS_IAM_ROLE)",
+        _ => "set one of them up, for example with `aws configure`",
     }
 }
 
