@@ -286,13 +286,39 @@ def test_two_folders_share_a_bucket(folder: Path, s3: dict[str, str]) -> None:
         assert client(folder / name, code, env={**s3, "HOME": str(folder)}) == [total]
 
 
-def test_a_run_is_resumed_where_its_data_is(folder: Path, s3: dict[str, str]) -> None:
-    run_flow(folder, FLOW, "run", env={**s3, "FAIL": "1"}).exited(1)
-    refused = run_flow(folder, folder / "flow.py", "--datastore", "local", "resume", env=s3)
-    refused.exited(1)
-    assert "run 1 keeps its data in another datastore: resume it with --datastore s3" in (
-        " ".join(refused.stderr.split())
+@pytest.mark.parametrize(("before", "after"), [("s3", "local"), ("local", "s3")])
+def test_a_run_is_resumed_in_another_datastore(
+    folder: Path, s3: dict[str, str], before: str, after: str
+) -> None:
+    """What was done is copied with its logs; after that the origin's data is not needed."""
+    run_flow(folder, FLOW, "--datastore", before, "run", env={**s3, "FAIL": "1"}).exited(1)
+    forget_copies(s3)
+    flow = folder / "flow.py"
+    resumed = run_flow(folder, flow, "--datastore", after, "resume", env=s3).ok()
+    assert "total 12 alpha 3 1024000 300000" in resumed.stdout
+    assert "StoreFlow/1 cloned!" in resumed.stdout
+    roots = {"s3": s3["METAFLOW_DATASTORE_SYSROOT_S3"], "local": str(folder / ".metaflow")}
+    assert (
+        f"Run 1 keeps its data in `{roots[before]}`: what its 6 finished tasks stored is copied to "
+        f"`{roots[after]}`."
+    ) in resumed.stderr
+    forget_copies(s3)
+    if before == "s3":
+        # Nothing listens there: what is read is here.
+        s3 = {**s3, "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
+    else:
+        for pack in (folder / ".metaflow/StoreFlow").rglob("*.pack"):
+            pack.unlink()
+    shown = client(
+        folder,
+        """
+        run = Run("StoreFlow/2")
+        print(run.data.total, run["start"].task.stdout.strip(), len(run["join"].task.data.random))
+        print(run["end"].task.metadata_dict["ds-type"], run["start"].task.data.items)
+        """,
+        env=s3,
     )
+    assert shown == ["12 hello from start 300000", f"{after} [1, 2, 3]"]
 
 
 # --- the S3 client ------------------------------------------------------------------------------

@@ -3,12 +3,17 @@
 
 use std::path::Path;
 
+use ferroflow_core::id::AttemptId;
 use ferroflow_core::metadata::RunRow;
+use ferroflow_core::run::ResumePlan;
 use ferroflow_core::task::StoreLocation;
-use ferroflow_store::{Datastore, StoreError};
+use ferroflow_engine::resume;
+use ferroflow_store::{Datastore, PackPlace, StoreError};
 
+use crate::adoption::LOCAL;
 use crate::arguments::TopOptions;
 use crate::config::Config;
+use crate::context::Context;
 use crate::report::Failure;
 
 /// The remote kinds: name, variable of the root, variable of the address where there is one.
@@ -89,24 +94,40 @@ pub fn of_run(config: &Config, run: &RunRow, metadata_root: &Path) -> StoreLocat
     }
 }
 
-/// Clones name their origin's packs, so a resumed run keeps its data where its origin has it.
-pub fn same_as_origin(ours: &StoreLocation, origin: &RunRow) -> Result<(), Failure> {
+/// Clones name their origin's packs: a run that keeps its data elsewhere than its origin gets a copy of
+/// what was done. Tasks that still run write where the origin's data is, so those forbid it.
+pub fn bring(context: &Context, ours: &StoreLocation, origin: &RunRow, plan: &ResumePlan) -> Result<(), Failure> {
     let place = |location: &Option<StoreLocation>| match location {
         None => ("local".to_owned(), String::new()),
         Some(location) => (location.kind.clone(), location.root.clone()),
     };
-    let own = recorded(ours);
-    if place(&own) == place(&origin.store) {
+    if place(&recorded(ours)) == place(&origin.store) {
         return Ok(());
     }
-    let how = match &origin.store {
-        None => "--datastore local".to_owned(),
-        Some(location) => format!("--datastore {} --datastore-root {}", location.kind, location.root),
-    };
-    Err(Failure::invalid_command(format!(
-        "run {} keeps its data in another datastore: resume it with {how} (before `resume`)",
-        origin.run
-    )))
+    let theirs = of_run(&context.config, origin, &context.root);
+    if !resume::left_behind(plan, LOCAL).is_empty() {
+        return Err(Failure::invalid_command(format!(
+            "tasks of run {} still run and write to its own datastore: resume it with --datastore {} --datastore-root {} \
+             (before `resume`)",
+            origin.run, theirs.kind, theirs.root
+        )));
+    }
+    let places = plan.stored().map(|(step, data)| PackPlace {
+        flow: context.flow.name.as_str().into(),
+        run: data.run,
+        step: step.as_str().into(),
+        id: AttemptId { task: data.task, attempt: data.attempt },
+    });
+    let places: Vec<PackPlace> = places.collect();
+    context.say(&format!(
+        "Run {} keeps its data in `{}`: what its {} finished tasks stored is copied to `{}`.",
+        origin.run,
+        theirs.root,
+        places.len(),
+        ours.root
+    ));
+    ferroflow_store::copy::tasks(&Datastore::open(&theirs)?, &Datastore::open(ours)?, &places)
+        .map_err(|error| Failure::new("Data store error", error.to_string()))
 }
 
 /// Says what is wrong with a remote datastore before anything starts, and tidies what is on this

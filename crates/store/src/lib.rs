@@ -3,6 +3,7 @@
 
 pub mod blob;
 pub mod conformance;
+pub mod copy;
 pub mod error;
 pub mod identity;
 pub mod location;

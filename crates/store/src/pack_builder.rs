@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::blob::{StoredValue, store_as_blob};
+use crate::blob::{BlobMapping, StoredValue, store_as_blob};
 use crate::error::StoreError;
 use crate::location::{Datastore, PackPlace, create_in_folder};
 use crate::pack::{
@@ -19,6 +19,9 @@ use crate::remote::BlobUpload;
 const SHARED_FROM: u64 = 4 << 10;
 /// … which it is once the copies would take this much.
 const SHARED_COPIES: u64 = 1 << 20;
+
+/// Opens a blob by artifact, hash and length.
+pub(crate) type OpenBlob<'a> = dyn Fn(&str, &str, u64) -> Result<BlobMapping, StoreError> + 'a;
 
 /// A pack being put together.
 #[derive(Debug)]
@@ -91,6 +94,34 @@ impl PackBuilder {
         }
         self.put(name, artifact);
         Ok(())
+    }
+
+    /// Takes over all that a pack of another datastore has, the blobs' contents included, which
+    /// `open` reads there by artifact, hash and length.
+    pub(crate) fn bring_all(&mut self, source: &Pack, open: &OpenBlob<'_>) -> Result<(), StoreError> {
+        for (name, artifact) in &source.header.artifacts {
+            let value = self.brought(name, &artifact.at, source, open)?;
+            let at = self.keep(name, &value, false);
+            self.put(name, Artifact { at, ..artifact.clone() });
+        }
+        if let Some(items) = &source.header.items {
+            let value = self.brought(&items.variable, &items.at, source, open)?;
+            self.set_items(&items.variable, items.count, &value);
+        }
+        Ok(())
+    }
+
+    fn brought(
+        &self,
+        name: &str,
+        at: &ValuePlace,
+        source: &Pack,
+        open: &OpenBlob<'_>,
+    ) -> Result<StoredValue, StoreError> {
+        match at {
+            ValuePlace::Inline(offset, length) => Ok(StoredValue::Inline(source.inline(*offset, *length)?.to_vec())),
+            ValuePlace::Blob(hash, length) => store_as_blob(&self.store, name, open(name, hash, *length)?.bytes()),
+        }
     }
 
     pub fn set_items(&mut self, variable: &str, count: u64, value: &StoredValue) {

@@ -90,8 +90,8 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
         context.say(&remark);
     }
     let store = datastore::for_new_runs(&context.config, &context.top, &context.root)?;
-    datastore::same_as_origin(&store, &metadata.run(&context.flow.name, &origin)?)?;
     datastore::check(&store, &context.flow.name)?;
+    datastore::bring(context, &store, &metadata.run(&context.flow.name, &origin)?, &plan)?;
     let layers = layers.adopting(adoption::find(context, &metadata, &plan, &graph).await?);
     let run = create_run(context, &metadata, &graph, &options, (Some(origin), &layers.taken()), &store)?;
     write_run_files(context, &options, &run)?;

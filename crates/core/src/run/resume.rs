@@ -212,6 +212,15 @@ impl ResumePlan {
         parameters(self)?;
         Ok(())
     }
+
+    /// Tasks whose data clones may name, each with the attempt that stored it.
+    pub fn stored(&self) -> impl Iterator<Item = (&StepName, DataRef)> {
+        let is_done = |row: &&TaskRow| {
+            let record = &row.record;
+            record.state == AttemptState::Done && (record.ok == Some(true) || record.step.as_str() == PARAMETERS_STEP)
+        };
+        self.tasks.iter().filter(is_done).map(|row| (&row.record.step, data_of(row)))
+    }
 }
 
 impl Run {
