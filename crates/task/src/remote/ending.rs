@@ -118,6 +118,7 @@ impl Facts {
             usage: self.usage,
             cause: if done { None } else { self.cause_of_failure(free) },
             sign_again: false,
+            log_is_short: false,
             metadata: self.metadata.clone(),
         }
     }

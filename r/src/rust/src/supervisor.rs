@@ -258,12 +258,14 @@ impl<'a> Supervisor<'a> {
                 self.pump(descriptor);
             }
         }
-        let message = self.facts.message(free_space(Path::new(".")));
+        let mut message = self.facts.message(free_space(Path::new(".")));
         let told = fs::write(&self.settings.termination_log, fitted(&message)).is_ok();
         // Only Kubernetes reads that file; the store tells the others.
         let apart = !told || self.settings.layer != "kubernetes";
         if let Some(problem) = self.log.finish(&message, apart) {
             let _ = write_all(2, format!("{problem}\n").as_bytes());
+            message.log_is_short = true;
+            let _ = fs::write(&self.settings.termination_log, fitted(&message));
         }
         self.facts.exit_code()
     }
