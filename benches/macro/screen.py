@@ -9,6 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 from sides import FLOWS, Side, children, environment, resident, run
@@ -36,6 +37,7 @@ class Screen:
     seconds: float = 0.0
     output: str = ""
     late: list[float] = field(default_factory=list)
+    printed: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     lines: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     peak_memory: int = 0
     connections: int = 0
@@ -49,6 +51,13 @@ class Screen:
             task, said, at = found.groups()
             self.lines[task].append(said)
             self.late.append(now - float(at))
+            self.printed[task].append(float(at))
+
+    def printing_together(self) -> int:
+        """Most tasks that were between their first and their last line at one moment."""
+        begun = [(times[0], 1) for times in self.printed.values()]
+        over = [(times[-1], -1) for times in self.printed.values()]
+        return max(accumulate(change for _, change in sorted(begun + over)), default=0)
 
     def check(
         self, side: Side, folder: Path, width: int, lines: int, variables: dict[str, str]
