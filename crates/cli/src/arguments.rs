@@ -6,7 +6,7 @@ mod active_tasks;
 use std::collections::BTreeMap;
 
 use clap::builder::ValueParser;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
 use ferroflow_core::ir::{Flow, Parameter, ParameterType};
 
@@ -159,7 +159,7 @@ const NOT_YET: &[(&str, &str)] = &[
 pub fn parse(flow: &Flow, script: &str, arguments: &[String], lookup: &Lookup) -> Result<(TopOptions, Command), Usage> {
     let clap = command_line(flow, script);
     let typed = std::iter::once(script.to_owned()).chain(arguments.iter().cloned());
-    let matches = clap.try_get_matches_from(typed).map_err(|error| usage_of(&error))?;
+    let matches = clap.clone().try_get_matches_from(typed).map_err(|error| usage_of(&error, &clap, script))?;
     let top = top_options(&Typed { matches: &matches, lookup, prefix: "METAFLOW".to_owned() })?;
     let command = match matches.subcommand() {
         None => Command::Check,
@@ -176,12 +176,22 @@ pub fn help(flow: &Flow, script: &str) -> String {
     command_line(flow, script).render_help().to_string()
 }
 
-fn usage_of(error: &clap::Error) -> Usage {
+fn usage_of(error: &clap::Error, clap: &Clap, script: &str) -> Usage {
     let exit_code = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
         _ => 2,
     };
-    Usage { text: error.render().to_string(), exit_code }
+    let misplaced = misplaced(error, clap)
+        .map(|option| format!("\n{option} goes before the command: {script} {option} … COMMAND\n"));
+    Usage { text: error.render().to_string() + &misplaced.unwrap_or_default(), exit_code }
+}
+
+/// The option that a command was given though it is the program's.
+fn misplaced(error: &clap::Error, clap: &Clap) -> Option<String> {
+    let Some(ContextValue::String(typed)) = error.get(ContextKind::InvalidArg) else { return None };
+    let option = typed.split('=').next()?;
+    let known = clap.get_arguments().any(|argument| argument.get_long() == option.strip_prefix("--"));
+    (error.kind() == ErrorKind::UnknownArgument && known).then(|| option.to_owned())
 }
 
 fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -639,6 +649,14 @@ mod tests {
     fn typed(arguments: &[&str]) -> Result<(TopOptions, Command), Usage> {
         let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
         parse(&flow(), "f.py", &arguments, &Lookup::default())
+    }
+
+    #[test]
+    fn an_option_of_the_program_is_told_its_place() {
+        let said = typed(&["run", "--datastore=s3"]).expect_err("misplaced").text;
+        assert!(said.ends_with("\n--datastore goes before the command: f.py --datastore … COMMAND\n"), "{said}");
+        let said = typed(&["run", "--nonsense"]).expect_err("unknown").text;
+        assert!(!said.contains("goes before"), "{said}");
     }
 
     #[test]
