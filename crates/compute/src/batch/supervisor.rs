@@ -73,6 +73,10 @@ pub struct Supervisor {
     explained_at: Option<Instant>,
     /// Tasks that were to be killed, and whose end nobody has confirmed.
     unconfirmed: usize,
+    /// Since when everything is being stopped.
+    run_ends_since: Option<Instant>,
+    /// It was told what is left after a while.
+    told_left: bool,
     /// What was told last of jobs that could not be ended.
     not_ended: Option<String>,
     /// Adopted attempts whose jobs are still to be looked for.
@@ -109,6 +113,8 @@ impl Supervisor {
             explaining: false,
             explained_at: None,
             unconfirmed: 0,
+            run_ends_since: None,
+            told_left: false,
             not_ended: None,
             adopted: Vec::new(),
             let_go: false,
@@ -157,8 +163,7 @@ impl Supervisor {
         match command {
             Command::Submit(launch) => self.submit(*launch),
             Command::Stop(ids, signal) => self.stop(&ids, signal),
-            // Who stops jobs hears at once whether AWS took the order.
-            Command::RunEnds => {}
+            Command::RunEnds => self.run_ends_since = self.run_ends_since.or(Some(Instant::now())),
             Command::ShutDown(done) => self.shut_down(done),
             Command::Adopt(step, id) => self.adopt(&step, id),
             Command::LetGo(done) => {
@@ -184,6 +189,7 @@ impl Supervisor {
         self.look_for_adopted();
         self.end(again);
         self.end_held_ranks();
+        self.tell_left();
         self.give_up();
         self.ask_why();
     }

@@ -17,6 +17,8 @@ use super::{CLOSING, Message, Supervisor, cancelled};
 
 /// Requests under way at once.
 const AT_ONCE: usize = 16;
+/// So long nothing is said of what is left; with the next tick it makes five seconds.
+const SILENT: Duration = Duration::from_millis(4500);
 /// A service that does not take them for so long is asked again later.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -64,6 +66,24 @@ impl Supervisor {
             self.lose(id, cancelled());
         }
         self.end(there);
+    }
+
+    /// After five seconds it is said what the service still has of a run that was told to end.
+    pub(super) fn tell_left(&mut self) {
+        if self.told_left || self.run_ends_since.is_none_or(|since| since.elapsed() < SILENT) {
+            return;
+        }
+        let left = self.attempts.values().filter(|attempt| attempt.stage != Stage::Ending).count();
+        if left > 0 {
+            self.told_left = true;
+            let tasks = if left == 1 { "1 task".to_owned() } else { format!("{left} tasks") };
+            let text = format!(
+                "After 5 seconds AWS Batch has not confirmed the end of {tasks} of this run. They are asked to end until it \
+                 does. See what is left and end it with: {}",
+                self.settings.kill_command
+            );
+            self.events.send(LayerEvent::Notice { text });
+        }
     }
 
     /// Gives up those that were to be killed and of whose end nothing is heard.
@@ -149,6 +169,9 @@ impl Supervisor {
         }
         if self.unconfirmed > 0 {
             self.events.send(LayerEvent::Notice { text: self.what_is_left(self.unconfirmed) });
+        } else if self.told_left {
+            let text = "Nothing of this run is left on AWS Batch now.".to_owned();
+            self.events.send(LayerEvent::Notice { text });
         }
     }
 
