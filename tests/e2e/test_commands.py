@@ -1,10 +1,11 @@
 """The commands that do not run anything: show, check, dump, logs, tag, version, help."""
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
-from harness import client, run_flow
+from harness import client, run_flow, start, write_flow
 
 FLOW = '''
 import sys
@@ -196,3 +197,27 @@ def test_with_kubernetes_and_a_local_datastore_says_what_to_give(folder: Path) -
 def test_root_without_a_name_is_a_user(folder: Path) -> None:
     result = run_flow(folder, FLOW, "version", env={"USER": ""}).ok()
     assert "for user:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["help", "show", "output-raw", "tag list", "logs 1/start", "dump 1/start"]
+)
+def test_a_reader_that_has_enough(folder: Path, words: str) -> None:
+    """`python flow.py tag list | head -0`"""
+    run_flow(folder, FLOW, "run").ok()
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = start(folder, folder / "flow.py", *words.split(), stdout=writing)
+    os.close(writing)
+    _, told = process.communicate(timeout=60)
+    assert b"panicked" not in told and b"Traceback" not in told, told.decode()
+    assert process.returncode == 0, told.decode()
+
+
+def test_a_full_disk_behind_stdout_is_told(folder: Path) -> None:
+    flow = write_flow(folder, FLOW)
+    with open("/dev/full", "wb", buffering=0) as full:
+        process = start(folder, flow, "show", stdout=full.fileno())
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Error: cannot write to stdout: No space left on device" in told.decode()

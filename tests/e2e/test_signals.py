@@ -214,7 +214,7 @@ def test_a_reader_that_does_not_read(folder: Path, together: bool) -> None:
     finally:
         process.kill()
     nothing_left(folder)
-    run = "run = Run('FloodFlow/1'); print(run.state, 'line 300 ' in run['start'].task.stdout)"
+    run = "run = Run('FloodFlow/1'); print(run.state, 'line 150 ' in run['start'].task.stdout)"
     assert client(folder, run) == ["cancelled True"]
 
 

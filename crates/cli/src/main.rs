@@ -1,6 +1,11 @@
 //! The `metaflow` command. Started by a flow (`metaflow flow --socket-fd N`) it is the engine of that
 //! flow's command line; typed by a user it tells what it is.
 
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic when the reader is gone: `unread`")]
+
+#[macro_use]
+mod unread;
+
 mod adoption;
 mod again;
 mod arguments;
@@ -14,7 +19,6 @@ mod origin;
 mod remote;
 mod report;
 mod terminal;
-mod unread;
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
@@ -50,15 +54,15 @@ fn main() -> ExitCode {
     match words.as_slice() {
         ["flow", "--socket-fd", fd] => flow_command_line(fd),
         [] | ["help" | "--help" | "-h"] => {
-            print!("{ABOUT}");
+            out!("{ABOUT}");
             ExitCode::SUCCESS
         }
         ["version" | "--version" | "-V"] => {
-            println!("{VERSION}");
+            outln!("{VERSION}");
             ExitCode::SUCCESS
         }
         [other, ..] => {
-            eprintln!("Error: `metaflow {other}` is not a command of this version.\n\n{ABOUT}");
+            errln!("Error: `metaflow {other}` is not a command of this version.\n\n{ABOUT}");
             ExitCode::from(2)
         }
     }
@@ -66,13 +70,13 @@ fn main() -> ExitCode {
 
 fn flow_command_line(fd: &str) -> ExitCode {
     let Ok(fd) = fd.parse::<i32>() else {
-        eprintln!("Error: `metaflow flow` is started by a flow's own process, not by hand. Use: python flow.py run");
+        errln!("Error: `metaflow flow` is started by a flow's own process, not by hand. Use: python flow.py run");
         return ExitCode::from(2);
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("Error: the engine cannot start: {error}");
+            errln!("Error: the engine cannot start: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -112,17 +116,17 @@ async fn command(front_end: FrontEnd, hello: Hello) -> Result<u8, Failure> {
     let config = Config::read(&cwd).map_err(|mistakes| Failure::new("Incorrect configuration", mistakes.join("\n")))?;
     let quiet = hello.arguments.iter().any(|a| a == "--quiet") || config.lookup.flag("METAFLOW_QUIET", false);
     if !quiet {
-        eprintln!("Metaflow {VERSION} executing {} for {}", hello.flow.name, config.identity);
+        errln!("Metaflow {VERSION} executing {} for {}", hello.flow.name, config.identity);
     }
     let parsed = arguments::parse(&hello.flow, &hello.command(), &hello.arguments, &config.lookup);
     let (top, command) = match parsed {
         Ok(parsed) => parsed,
         Err(usage) if usage.exit_code == 0 => {
-            print!("{}", usage.text);
+            out!("{}", usage.text);
             return Ok(0);
         }
         Err(usage) => {
-            eprint!("{}", usage.text);
+            err!("{}", usage.text);
             return Ok(usage.exit_code);
         }
     };
@@ -140,11 +144,11 @@ fn context(front_end: FrontEnd, hello: Hello, config: Config, top: TopOptions, c
 async fn carry_out(context: &Context, command: Command) -> Result<u8, Failure> {
     match command {
         Command::Check => checks::check(context)?,
-        Command::Help => print!("{}", arguments::help(&context.flow, &context.hello.command())),
-        Command::Version => eprintln!("{VERSION}"),
+        Command::Help => out!("{}", arguments::help(&context.flow, &context.hello.command())),
+        Command::Version => errln!("{VERSION}"),
         Command::Show => show_flow(context)?,
-        Command::OutputDot => print!("{}", show::dot(&graph(context)?)),
-        Command::OutputRaw { json } => print!("{}", show::raw(&graph(context)?, json)),
+        Command::OutputDot => out!("{}", show::dot(&graph(context)?)),
+        Command::OutputRaw { json } => out!("{}", show::raw(&graph(context)?, json)),
         Command::Run(options, given) => return commands::run::run(context, options, given).await,
         Command::Resume(resume, options) => return commands::run::resume(context, resume, options).await,
         Command::Dump(options) => commands::dump::dump(context, options).await?,
@@ -167,7 +171,7 @@ fn graph(context: &Context) -> Result<Graph, Failure> {
 fn show_flow(context: &Context) -> Result<(), Failure> {
     let graph = graph(context)?;
     let shown = show::show(&graph);
-    eprintln!("\n{}", shown.doc);
-    print!("{}", shown.steps);
+    errln!("\n{}", shown.doc);
+    out!("{}", shown.steps);
     Ok(())
 }

@@ -28,6 +28,34 @@ pub fn write(stream: BorrowedFd<'_>, mut text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// `println!` and its like end the process with a panic when the reader is gone (`| head`); these do
+/// not, and they wait as said above.
+macro_rules! outln {
+    ($($text:tt)*) => { $crate::unread::tell(&(format!($($text)*) + "\n")) };
+}
+
+macro_rules! out {
+    ($($text:tt)*) => { $crate::unread::tell(&format!($($text)*)) };
+}
+
+macro_rules! errln {
+    ($($text:tt)*) => { $crate::unread::say(&(format!($($text)*) + "\n")) };
+}
+
+macro_rules! err {
+    ($($text:tt)*) => { $crate::unread::say(&format!($($text)*)) };
+}
+
+/// Writes to stdout. That the reader has enough is no error; that a disk is full is.
+pub fn tell(text: &str) {
+    if let Err(error) = write(io::stdout().as_fd(), text.as_bytes())
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        say(&format!("Error: cannot write to stdout: {error}\n"));
+        std::process::exit(1);
+    }
+}
+
 /// Writes to stderr; nobody can be told that nobody listens.
 pub fn say(text: &str) {
     let _ = write(io::stderr().as_fd(), text.as_bytes());

@@ -51,10 +51,10 @@ async fn carry_out(context: &Context, layer: &impl Layer, verb: TasksVerb, filte
 async fn list(layer: &impl Layer, filter: &TaskFilter) -> Result<(), Failure> {
     let tasks = layer.list(filter).await?;
     if tasks.is_empty() {
-        println!("{}", layer.nothing_listed());
+        outln!("{}", layer.nothing_listed());
     }
     for task in &tasks {
-        println!("{}", layer.line(task));
+        outln!("{}", layer.line(task));
     }
     Ok(())
 }
@@ -66,12 +66,12 @@ async fn kill(context: &Context, layer: &impl Layer, filter: &TaskFilter) -> Res
     let mut killed = 0;
     let mut left = layer.list(filter).await?;
     if left.is_empty() {
-        println!("{}", layer.nothing_killed(filter.run.as_ref()));
+        outln!("{}", layer.nothing_killed(filter.run.as_ref()));
         return Ok(());
     }
     for _ in 0..ROUNDS {
         for task in &left {
-            println!("{}", layer.killing(task));
+            outln!("{}", layer.killing(task));
         }
         layer.kill(&left).await?;
         let stay = layer.wait_until_gone(&left, filter).await?;

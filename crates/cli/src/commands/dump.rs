@@ -17,7 +17,7 @@ pub async fn dump(context: &Context, options: DumpOptions) -> Result<(), Failure
     let store = context.store_of(&metadata, &first.run)?;
     for task in &tasks {
         let shown = dump_task(context, task);
-        eprintln!("Dumping output of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
+        errln!("Dumping output of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
         if options.file.is_none() {
             let answer = context.ask(request(&store, &options, vec![shown])).await?;
             print_lines(&answer)?;
@@ -27,7 +27,7 @@ pub async fn dump(context: &Context, options: DumpOptions) -> Result<(), Failure
         let all = tasks.iter().map(|task| dump_task(context, task)).collect();
         let answer = context.ask(request(&store, &options, all)).await?;
         print_lines(&answer)?;
-        eprintln!("Artifacts written to {file}");
+        errln!("Artifacts written to {file}");
     }
     Ok(())
 }
@@ -64,7 +64,7 @@ fn dump_task(context: &Context, row: &TaskRow) -> DumpTask {
 fn print_lines(answer: &Value) -> Result<(), Failure> {
     let texts = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
     for line in texts("lines") {
-        println!("{}", line.as_str().unwrap_or_default());
+        outln!("{}", line.as_str().unwrap_or_default());
     }
     let errors: Vec<String> = texts("errors").iter().filter_map(|error| error.as_str().map(str::to_owned)).collect();
     if errors.is_empty() { Ok(()) } else { Err(Failure::new("Data store error", errors.join("\n"))) }

@@ -22,13 +22,13 @@ pub fn logs(context: &Context, options: &LogsOptions) -> Result<(), Failure> {
     let Some(first) = tasks.first() else { return Ok(()) };
     let logs = context.logs_of(&metadata, &first.run)?;
     for task in &tasks {
-        eprintln!("Dumping logs of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
+        errln!("Dumping logs of run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
         let lines = logs.read(&place(context, task, options.attempt))?;
         for (stream, name, wanted) in
             [(Stream::Stdout, "stdout", options.stdout), (Stream::Stderr, "stderr", options.stderr)]
         {
             if wanted {
-                eprintln!("{name}");
+                errln!("{name}");
                 // A reader that went away (`| head`) wants no more; that is no mistake.
                 if show(&lines, stream, options.timestamps).is_err() {
                     return Ok(());
@@ -67,7 +67,7 @@ fn show(lines: &[LogLine], stream: Stream, timestamps: bool) -> io::Result<()> {
 /// Why a task ended badly stands below what it printed.
 fn tell_cause(task: &TaskRow) {
     if let Some(cause) = &task.record.cause {
-        eprintln!("{}: {}", task.record.state.as_str(), cause.text);
+        errln!("{}: {}", task.record.state.as_str(), cause.text);
     }
 }
 
@@ -93,13 +93,13 @@ pub fn scrub(context: &Context, options: &ScrubOptions) -> Result<(), Failure> {
     for task in &tasks {
         let name = format!("run_id={} step={} task_id={}", task.run, task.record.step, task.record.task);
         if !task.record.state.is_final() && !options.include_not_done {
-            eprintln!("Not scrubbed, not finished yet: {name} (scrub it all the same with --include-not-done)");
+            errln!("Not scrubbed, not finished yet: {name} (scrub it all the same with --include-not-done)");
             continue;
         }
         for attempt in attempts(&metadata, context, task, options)? {
             scrub_attempt(logs.as_ref(), &place(context, task, Some(attempt)), &options.logs)?;
         }
-        eprintln!("Scrubbed logs of {name}");
+        errln!("Scrubbed logs of {name}");
     }
     Ok(())
 }

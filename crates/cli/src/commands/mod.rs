@@ -59,7 +59,7 @@ fn tell_if_lost(context: &Context, metadata: &dyn MetadataStore, run: &RunId) ->
     let row = metadata.run(&context.flow.name, run)?;
     if row.state == RunState::Lost {
         let cause = row.cause.map_or_else(String::new, |cause| format!(": {}", cause.text));
-        eprintln!(
+        errln!(
             "Run {}/{run} is lost{cause} ({} resume --origin-run-id {run})",
             context.flow.name,
             context.hello.command()

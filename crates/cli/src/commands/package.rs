@@ -14,16 +14,16 @@ pub fn package(context: &Context, command: PackageCommand) -> Result<(), Failure
         PackageCommand::List { archive: false } => list_files(context),
         PackageCommand::List { archive: true } => {
             for name in &build(context)?.files {
-                eprintln!("{}", name.display());
+                errln!("{}", name.display());
             }
             Ok(())
         }
         PackageCommand::Info => {
             let package = build(context)?;
-            eprintln!("Files: {}", package.files.len());
-            eprintln!("Size: {} KB", package.compressed().len().div_ceil(1000));
-            eprintln!("Hash: {}", package.hash);
-            eprintln!("Place in a remote datastore: {}", package.key());
+            errln!("Files: {}", package.files.len());
+            errln!("Size: {} KB", package.compressed().len().div_ceil(1000));
+            errln!("Hash: {}", package.hash);
+            errln!("Place in a remote datastore: {}", package.key());
             Ok(())
         }
         PackageCommand::Save { path } => save(&build(context)?, &context.cwd.join(path)),
@@ -33,7 +33,7 @@ pub fn package(context: &Context, command: PackageCommand) -> Result<(), Failure
 fn build(context: &Context) -> Result<Package, Failure> {
     let package = Package::build(&package_sources(context)?)?;
     for warning in &package.warnings {
-        eprintln!("Warning: {warning}.");
+        errln!("Warning: {warning}.");
     }
     Ok(package)
 }
@@ -42,10 +42,10 @@ fn list_files(context: &Context) -> Result<(), Failure> {
     let mut warnings = Vec::new();
     let files = package::list(&package_sources(context)?, &mut warnings)?;
     for path in files.iter().filter_map(|file| file.source()) {
-        eprintln!("{}", path.display());
+        errln!("{}", path.display());
     }
     for warning in &warnings {
-        eprintln!("Warning: {warning}.");
+        errln!("Warning: {warning}.");
     }
     Ok(())
 }
@@ -54,7 +54,7 @@ fn save(package: &Package, path: &Path) -> Result<(), Failure> {
     std::fs::write(path, package.compressed()).map_err(|error| {
         Failure::new("Code package error", format!("cannot write the code package `{}`: {error}", path.display()))
     })?;
-    eprintln!("Code package saved in {}.", path.display());
+    errln!("Code package saved in {}.", path.display());
     Ok(())
 }
 

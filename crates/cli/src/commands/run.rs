@@ -77,7 +77,7 @@ pub async fn resume(context: &Context, resume: ResumeOptions, options: RunOption
     }
     let metadata = open_for_writing(context)?;
     let origin = RunId::from(origin.as_str());
-    println!("{}", line_now(&Line::GatheringOrigin));
+    outln!("{}", line_now(&Line::GatheringOrigin));
     if !is_named && let Some(remark) = origin::got_further(&metadata.runs(&context.flow.name)?, &origin) {
         context.say(&remark);
     }
@@ -186,7 +186,7 @@ fn give_up(context: &Context, metadata: &SqliteMetadata, run: &RunId, failure: &
     let cause = Some(Cause::new(CauseKind::LayerError, failure.message.clone()));
     let record = Record::RunState { state: RunState::Failed, cause, at: clock::now() };
     if let Err(error) = metadata.record(&context.flow.name, run, &[record]) {
-        eprintln!("The failure of run {run} could not be recorded: {error}");
+        errln!("The failure of run {run} could not be recorded: {error}");
     }
 }
 

@@ -95,11 +95,11 @@ impl Table<'_> {
     fn by_run(&self, runs: &[RunRow]) {
         if !self.quiet {
             let system = if self.hide_system { "" } else { "system tags, " };
-            println!("Runs of {} with their state, {system}and user tags (marked *):", self.flow);
-            println!("{}", "-".repeat(120));
+            outln!("Runs of {} with their state, {system}and user tags (marked *):", self.flow);
+            outln!("{}", "-".repeat(120));
         }
         for run in runs {
-            if self.quiet { println!("{}", self.quiet_line(run)) } else { self.show_run(run) }
+            if self.quiet { outln!("{}", self.quiet_line(run)) } else { self.show_run(run) }
         }
     }
 
@@ -119,10 +119,10 @@ impl Table<'_> {
         let head = format!("{:<24} {:<10} ", format!("{}/{}", self.flow, run.run), state_word(run.state));
         let indent = " ".repeat(head.len());
         for (index, line) in wrap(&tags, 120 - head.len().min(80)).iter().enumerate() {
-            println!("{}{line}", if index == 0 { &head } else { &indent });
+            outln!("{}{line}", if index == 0 { &head } else { &indent });
         }
         if let (RunState::Lost | RunState::Failed, Some(cause)) = (run.state, &run.cause) {
-            println!("{indent}({})", cause.text);
+            outln!("{indent}({})", cause.text);
         }
     }
 
@@ -138,7 +138,7 @@ impl Table<'_> {
         }
         for (kind, tags) in [("system", system), ("user", user)] {
             for (tag, runs) in tags {
-                println!("{kind}:{tag} ; {}", runs.join(","));
+                outln!("{kind}:{tag} ; {}", runs.join(","));
             }
         }
     }
@@ -148,7 +148,7 @@ impl Table<'_> {
         for run in runs {
             let system = if self.hide_system { &[][..] } else { &run.system_tags };
             for tag in system.iter().chain(&run.tags).filter(|tag| seen.insert((*tag).clone())) {
-                println!("{tag}");
+                outln!("{tag}");
             }
         }
     }

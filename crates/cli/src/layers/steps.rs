@@ -78,7 +78,7 @@ impl Layer {
     /// Shows what the layer warns of; an error where it refuses.
     pub fn admitted(&self, graph: &Graph, refusals: &[Refusal], warnings: &[String]) -> Result<(), Failure> {
         for warning in warnings {
-            eprintln!("{warning}");
+            errln!("{warning}");
         }
         if refusals.is_empty() {
             return Ok(());
