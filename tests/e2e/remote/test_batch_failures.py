@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,20 @@ def test_a_task_that_is_lost_again_waits_before_it_starts_again(
     assert f"{told} in 10 seconds, which does not count as a retry." in lines[1]
     assert len(submitted) == 3
     assert submitted[2][1] - submitted[1][1] >= 10
+
+
+def test_a_datastore_that_containers_cannot_reach(folder: Path, batch: dict[str, str]) -> None:
+    environment = {**batch, "METAFLOW_BATCH_S3_ENDPOINT_URL": "http://172.17.0.1:9"}
+    flow = write_flow(folder, ONE_STEP.format(seconds=0))
+    said = folder / "said"
+    with said.open("wb") as out:
+        process = start(folder, flow, "run", env=environment, stdout=out.fileno())
+    lost = "Task was lost (its container could not fetch the flow's code: nobody answers at the"
+    wait_until(lambda: lost in said.read_text(), "the cause", 60, 0.1)
+    began = [line for line in said.read_text().splitlines() if "Task is starting" in line]
+    assert began
+    process.send_signal(signal.SIGINT)
+    finish(process, folder).exited(130)
 
 
 def test_a_job_that_somebody_terminates_is_not_started_again(

@@ -6,10 +6,10 @@ sys.path[:] = [folder for folder in sys.path if folder]
 IMAGE = os.environ.get("FERROFLOW_IMAGE", "of this task")
 
 
-def end(text, kind="image", sign_again=False):
+def end(text, kind="image", sign_again=False, code=121):
     import json
 
-    code = 122 if sign_again else 121
+    code = 122 if sign_again else code
     cause = {"kind": kind, "text": text}
     usage = {"cpu_seconds": 0.0, "peak_memory": 0}
     message = {"outcome": None, "exit": {"code": code}, "usage": usage, "cause": cause}
@@ -39,9 +39,10 @@ def fetch(what, url, digest):
     import hashlib, http.client, time, urllib.error, urllib.request, zlib
 
     host = url.split("?")[0].split("/")[2]
+    begun = time.time()
     for wait in (0.5, 1, 2, 4, 8, 15, 0):
         try:
-            data = urllib.request.urlopen(url, timeout=15, context=context(url)).read()
+            data = urllib.request.urlopen(url, timeout=10, context=context(url)).read()
             if data[:2] == b"\x1f\x8b":
                 data = zlib.decompress(data, 31)
             if hashlib.sha256(data).hexdigest() == digest:
@@ -56,6 +57,11 @@ def fetch(what, url, digest):
                 break
         except (OSError, http.client.HTTPException, zlib.error) as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
+            if os.environ.get("FERROFLOW_LAYER") == "batch" and time.time() - begun > 15:
+                # Nobody reads what is printed here: ending soon is how it is told; then it starts again.
+                end("%s: %s does not answer (%s)" % (what, host, problem), "layer_error", code=123)
+        sys.stderr.write("%s did not come from %s: %s\n" % (what, host, problem))
+        sys.stderr.flush()
         time.sleep(wait)
     end("%s could not be fetched from %s: %s" % (what, host, problem), "layer_error")
 

@@ -11,6 +11,15 @@ use super::language::needed_for;
 pub const EXIT_UNUSABLE: i32 = 121;
 /// Exit code of a container whose addresses had expired: sign again and resubmit.
 pub const EXIT_SIGN_AGAIN: i32 = 122;
+/// Exit code of a container that nobody answered whom it asked for the code, where its log cannot be read.
+pub const EXIT_STORE_AWAY: i32 = 123;
+
+/// The cause that `EXIT_STORE_AWAY` stands for: another container may have more luck.
+pub fn store_away() -> Cause {
+    let text = "its container could not fetch the flow's code: nobody answers at the datastore's address, which its log \
+                names. A network without a way to S3, or METAFLOW_BATCH_S3_ENDPOINT_URL, may be why";
+    Cause::new(CauseKind::LayerError, text)
+}
 
 /// The message of a container of ours; `None` for any other text (the last lines of a log, which
 /// `FallbackToLogsOnError` puts there).

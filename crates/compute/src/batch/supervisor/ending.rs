@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::super::attempt::{MOST_ROUNDS, Stage};
 use super::super::view::{Asked, Ending, JobView, Status};
 use super::{Message, Supervisor, cancelled};
-use crate::remote::ending::message_of_exit_code;
+use crate::remote::ending::{EXIT_STORE_AWAY, message_of_exit_code, store_away};
 
 /// How long the last lines of an ended task may take.
 const LAST_LINES: Duration = Duration::from_secs(15);
@@ -100,6 +100,10 @@ impl Supervisor {
         let stop = attempt.stop;
         let spoken = match read.spoken {
             Ok(None) => match &read.ending {
+                Ending::Ran { exit: ProcessExit::Code(EXIT_STORE_AWAY), .. } if stop.is_none() => {
+                    self.lose(id, store_away());
+                    return;
+                }
                 Ending::Ran { exit: ProcessExit::Code(code), .. } => {
                     message_of_exit_code(*code, &self.submitter.image(&attempt.plan.options))
                 }
