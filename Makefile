@@ -21,6 +21,7 @@ PYTEST := "pytest tests $(addprefix --ignore=,$(STORES))" "pytest $(STORES) -n 2
 # The R package is installed into a library of this checkout.
 R_LIBRARY := $(CURDIR)/$(VENV)/r-library
 R_TESTS := testthat r/tests/run_tests.R
+R_CHECK := program r/tests/check $(CURDIR)
 export R_LIBS := $(R_LIBRARY)
 
 .PHONY: help demo build develop extension engine r r-check test test-rust test-python test-r lint fmt bench clean
@@ -74,7 +75,7 @@ r-check: r ## Check the R package as CRAN does; fails on errors and warnings
 	r/tests/check $(CURDIR)
 
 test: develop r ## Run every test; the last line counts them
-	@tests/summary $(BIN)/python "cargo $(WORKSPACE)" $(PYTEST) "$(R_TESTS)"
+	@tests/summary $(BIN)/python "cargo $(WORKSPACE)" $(PYTEST) "$(R_TESTS)" "$(R_CHECK)"
 
 test-r: r ## Run the tests of the R package
 	@tests/summary "" "$(R_TESTS)"

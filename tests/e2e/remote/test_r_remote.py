@@ -44,7 +44,11 @@ def layer(request: pytest.FixtureRequest) -> str:
 def user(request: pytest.FixtureRequest, layer: str) -> dict[str, str]:
     """A user of the layer whose containers have R."""
     values: dict[str, str] = request.getfixturevalue(layer)
-    return {**values, f"METAFLOW_{layer.upper()}_CONTAINER_IMAGE": r_image()}
+    return {
+        **values,
+        f"METAFLOW_{layer.upper()}_CONTAINER_IMAGE": r_image(),
+        "METAFLOW_KUBERNETES_DISK": "1000",
+    }
 
 
 def run_r(folder: Path, source: str, *arguments: str, env: dict[str, str]) -> Result:
@@ -131,6 +135,7 @@ def test_out_of_memory_is_told_with_what_there_was(
     variables = {
         **request.getfixturevalue("kubernetes"),
         "METAFLOW_KUBERNETES_CONTAINER_IMAGE": r_image(),
+        "METAFLOW_KUBERNETES_DISK": "1000",
     }
     source = SMALL.replace("BODY", "x <- rnorm(1e8)")
     options = "kubernetes:memory=300,qos=guaranteed"
@@ -146,6 +151,7 @@ def test_ctrl_c_leaves_no_pod(
         **request.getfixturevalue("kubernetes"),
         **namespace.environment,
         "METAFLOW_KUBERNETES_CONTAINER_IMAGE": r_image(),
+        "METAFLOW_KUBERNETES_DISK": "1000",
     }
     flow = folder / "flow.R"
     flow.write_text(SMALL.replace("BODY", 'cat("asleep\\n"); Sys.sleep(600)'))
