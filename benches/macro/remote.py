@@ -200,8 +200,8 @@ def real_pods(bench: Any) -> list[Row]:
     with scratch() as folder:
         variables = on_kubernetes(bench.mine)
         # So that a hundred of them fit on a node with two processors.
-        little = {"METAFLOW_KUBERNETES_CPU": "0.01", "METAFLOW_KUBERNETES_MEMORY": "100"}
-        variables.update(little)
+        for what, little in (("CPU", "0.01"), ("MEMORY", "100"), ("DISK", "100")):
+            variables[f"METAFLOW_KUBERNETES_{what}"] = little
         options = ["run", "--with", "kubernetes", "--width", str(width)]
         options += ["--lines", str(lines)]
         options += ["--max-num-splits", str(width), "--max-workers", str(at_once)]

@@ -124,6 +124,8 @@ def kubernetes_environment(folder: Path) -> dict[str, str]:
         "METAFLOW_KUBERNETES_SECRETS": SECRET,
         "METAFLOW_KUBERNETES_CPU": "0.1",
         "METAFLOW_KUBERNETES_MEMORY": "256",
+        # With the default of 10 GB, tests beside each other would wait for the node's disk.
+        "METAFLOW_KUBERNETES_DISK": "1000",
     }
 
 

@@ -35,7 +35,7 @@ def test_what_no_node_can_ever_hold_is_refused(
     result = run_flow(folder, FLOW, "run", "--with", "kubernetes:memory=512000", env=user).exited(1)
     assert result.seconds < 5
     assert re.search(
-        r"step `start` asks for cpu 0\.1, disk 10240 MB, memory 512000 MB, which no node of the "
+        r"step `start` asks for cpu 0\.1, disk 1000 MB, memory 512000 MB, which no node of the "
         r"cluster can ever hold\. Nodes: .*`node1` has cpu 2, disk \d+ MB, memory \d+ MB.*\. The "
         r"nearest fit is `node1`: ask for at most memory \d+ MB, or add a larger node",
         result.stderr,
