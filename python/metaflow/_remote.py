@@ -35,6 +35,12 @@ _TIME_LIMIT_GRACE_SECONDS = 60.0
 _STOP_PATIENCE_SECONDS = 5.0
 # Streams of an ended task are read this long when a process it left behind holds them open.
 _DRAIN_SECONDS = 0.2
+# Metadata of a task on AWS Batch, and the variable that has it.
+_PLACE = {
+    "aws-batch-job-attempt": "AWS_BATCH_JOB_ATTEMPT",
+    "aws-batch-ce-name": "AWS_BATCH_CE_NAME",
+    "aws-batch-execution-env": "AWS_EXECUTION_ENV",
+}
 # Between two looks whether the other ranks of a gang have ended.
 _LOOK_SECONDS = 1.0
 _NEVER = float("inf")
@@ -130,6 +136,7 @@ class Supervisor:
         self._settings = settings
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._facts = _remote_ending.Facts(settings.spec, settings.layer)
+        self._note_place()
         self._pid = 0
         self._control: Connection | None = None
         # Read end of each stream that is still open → its letter and our own stream.
@@ -141,6 +148,12 @@ class Supervisor:
         store = _remote_store.open_store(settings.spec["store"])
         lease = _remote_log.Lease(store, settings.lease_key, settings.lease_seconds)
         self._log = _remote_log.Shipper(store, settings.log_prefix, lease, wake_write)
+
+    def _note_place(self) -> None:
+        """What AWS Batch tells a container alone."""
+        for name, variable in _PLACE.items() if self._settings.layer == "batch" else ():
+            if value := os.environ.get(variable):
+                self._facts.hear({"type": "metadata", "name": name, "value": value})
 
     def _catch_signals(self, wake_write: int) -> None:
         # Process 1 gets no signal that it does not handle.

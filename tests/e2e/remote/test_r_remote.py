@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from batch_tools import BatchApi, is_alive
+from batch_tools import BatchApi, is_alive, own_user
 from harness import REPOSITORY, Result, client, finish, nothing_left, run_flow, start, wait_until
 from kubernetes_tools import Namespace, is_running
 from parts import r_image
@@ -187,3 +187,17 @@ def test_ctrl_c_leaves_no_job(folder: Path, request: pytest.FixtureRequest) -> N
         lambda: not any(is_alive({"status": status}) for status in jobs()), "no job", 30, 0.2
     )
     nothing_left(folder, 10)
+
+
+@pytest.mark.parametrize(("option", "megabytes"), [("batch", "4000"), ("batch:memory=700", "700")])
+def test_memory_on_batch_is_r_s_own_default(
+    folder: Path, batch: dict[str, str], option: str, megabytes: str
+) -> None:
+    own = own_user(folder)
+    user = {**batch, "METAFLOW_BATCH_CONTAINER_IMAGE": r_image(), "METAFLOW_USER": own}
+    run_r(folder, SMALL.replace("BODY", "1"), "run", "--with", option, env=user).ok()
+    api = BatchApi(batch["AWS_ENDPOINT_URL_BATCH"])
+    (job, _) = api.jobs_of(batch["METAFLOW_BATCH_JOB_QUEUE"], "SmallR", user=own)
+    container = api.definition(job["jobDefinition"])["containerProperties"]
+    asked = {each["type"]: each["value"] for each in container["resourceRequirements"]}
+    assert asked["MEMORY"] == megabytes
