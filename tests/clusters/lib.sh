@@ -116,6 +116,13 @@ start_program() { # NAME COMMAND...: its output goes to $LOGS/NAME.log; nothing 
   echo "$pid $(started_at "$pid")" >"$RUN/$name.pid"
 }
 
+signal_program() { # SIGNAL NAME
+  local pid start
+  program_runs "$2" || { echo "$2 does not run" >&2 && return 1; }
+  read -r pid start <"$RUN/$2.pid"
+  kill "-$1" "$pid"
+}
+
 stop_program() { # NAME [SECONDS]: SIGTERM to it, SIGKILL to its process group when it is gone or after SECONDS (10)
   local pid start limit=$((${2:-10} * 10))
   if program_runs "$1"; then

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, client
+from harness import REPOSITORY, client, wait_until
 from kubernetes_tools import Namespace, started
 from made_up_nodes import MadeUpNodes, Shape, set_running
 from parts import KubernetesApi
@@ -61,6 +62,27 @@ def without(part: str) -> Iterator[None]:
         kubernetes_part("start", part)
 
 
+@contextmanager
+def frozen_kubelet(api: KubernetesApi) -> Iterator[None]:
+    """The real node does not answer meanwhile; its containers go on."""
+    with MadeUpNodes(api) as nodes:
+        # A cluster all of whose nodes are silent believes none of it, and gives nothing up.
+        nodes.add(f"other-{uuid.uuid4().hex[:8]}", Shape())
+        kubernetes_part("freeze", "kubelet")
+        try:
+            yield
+        finally:
+            kubernetes_part("thaw", "kubelet")
+            wait_until(lambda: node_is_ready(api), "the node is ready again", 120, 0.5)
+
+
+def node_is_ready(api: KubernetesApi) -> bool:
+    node = api.get("/api/v1/nodes/node1")
+    ready = [c["status"] for c in node["status"]["conditions"] if c["type"] == "Ready"]
+    # Taken away when the node is trusted with pods again.
+    return ready == ["True"] and not node["spec"].get("taints")
+
+
 @pytest.mark.disruptive
 def test_a_run_outlives_a_minute_without_the_api_server(
     folder: Path, kubernetes: dict[str, str], namespace: Namespace
@@ -83,6 +105,78 @@ def test_a_run_outlives_a_minute_without_the_api_server(
     squares = client(folder, f'print(Run("LongFlow/{result.run_id}").data.squares)', env=kubernetes)
     assert squares == ["[0, 1, 4, 9]"]
     namespace.wait_empty()
+
+
+# The cluster gives pods of a node that does not answer up at once, instead of after five minutes.
+SILENT = """
+import time
+from metaflow import FlowSpec, current, kubernetes, step
+
+def soon(key):
+    key = f"node.kubernetes.io/{key}"
+    return dict(key=key, operator="Exists", effect="NoExecute", tolerationSeconds=3)
+
+class SilentFlow(FlowSpec):
+    @step
+    def start(self):
+        self.numbers = [0, 1]
+        self.next(self.work, foreach="numbers")
+
+    @kubernetes(tolerations=[soon("unreachable"), soon("not-ready")])
+    @step
+    def work(self):
+        print("began", self.input, flush=True)
+        time.sleep(600 * (self.input == 1 and current.retry_count == 0) + 10)
+        print("ended", self.input)
+        self.square = self.input ** 2
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.squares = [each.square for each in inputs]
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+@pytest.mark.disruptive
+def test_a_node_whose_kubelet_hangs(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace, api: KubernetesApi
+) -> None:
+    """What ends meanwhile counts, what the cluster gives up starts again, and nothing is left."""
+    environment = {**kubernetes, **namespace.environment}
+    with started(folder, SILENT, env=environment) as run:
+        for number in range(2):
+            run.wait_shown(f"began {number}")
+        with frozen_kubelet(api):
+            # Its end comes by the store.
+            run.wait_shown("Task finished successfully.\n", 60)
+            run.wait_shown("ended 0", 60)
+            run.wait_shown("Task was lost (its node does not answer any more", 150)
+            assert len(processes(namespace)) >= 1, "the first attempt runs on, seen by nobody"
+        result = run.end(240).ok()
+    namespace.nothing_left()
+    wait_until(lambda: not processes(namespace), "containers are dead", 60, 0.5)
+    assert "Node `node1` does not answer." in result.stderr
+    assert result.stdout.count("began 0") == 1 and result.stdout.count("began 1") == 2
+    squares = client(folder, 'print(Run("SilentFlow/1").data.squares)', env=environment)
+    assert squares == ["[0, 1]"]
+
+
+def processes(namespace: Namespace) -> list[int]:
+    """Processes of the namespace's containers, which run on this machine."""
+    mark = f"METAFLOW_KUBERNETES_POD_NAMESPACE={namespace.name}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # it has ended
+    return found
 
 
 def test_a_task_on_a_node_that_is_lost_starts_again(

@@ -33,6 +33,9 @@ pub struct PodView {
     state: ContainerState,
     /// A container of it, ours or another, runs.
     runs: bool,
+    /// The cluster calls the pod unready although its containers were last said to be ready: its node
+    /// has not been heard of for a while.
+    pub node_is_silent: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -130,6 +133,9 @@ impl PodView {
                 .iter()
                 .flat_map(|list| status[list].as_array().into_iter().flatten())
                 .any(|status| status["state"]["running"].is_object()),
+            node_is_silent: condition("Ready", "False").is_some()
+                && condition("ContainersReady", "True").is_some()
+                && !spec["readinessGates"].is_array(),
         }
     }
 

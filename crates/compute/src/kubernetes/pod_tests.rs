@@ -47,6 +47,17 @@ fn cause(phase: Phase) -> Cause {
 }
 
 #[test]
+fn a_pod_that_is_unready_for_no_reason_of_its_own_has_a_silent_node() {
+    let silent = |ready: &str, containers: &str| {
+        let condition = |kind: &str, status: &str| json!({ "type": kind, "status": status });
+        let conditions = json!([condition("Ready", ready), condition("ContainersReady", containers)]);
+        PodView::of(&pod(json!({ "phase": "Running", "conditions": conditions }))).node_is_silent
+    };
+    assert!(silent("False", "True"));
+    assert!(!silent("True", "True") && !silent("False", "False"));
+}
+
+#[test]
 fn the_scheduler_says_why_a_pod_waits() {
     let condition = json!({
         "type": "PodScheduled", "status": "False", "reason": "Unschedulable",

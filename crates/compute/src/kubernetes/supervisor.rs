@@ -6,6 +6,7 @@ mod adopting;
 mod closing;
 mod ending;
 mod leaving;
+mod nodes;
 mod signs;
 mod stopping;
 mod taken;
@@ -105,6 +106,8 @@ pub struct Supervisor {
     /// Adopted attempts that were not looked for yet.
     adopted: Vec<AttemptId>,
     let_go: bool,
+    /// Nodes of which it was said that they do not answer.
+    silent_nodes: HashSet<String>,
     /// Set when everything is being stopped.
     herald: Option<Herald>,
     /// Ending until then, and who waits for it.
@@ -141,6 +144,7 @@ impl Supervisor {
             told_undeleted: false,
             adopted: Vec::new(),
             let_go: false,
+            silent_nodes: HashSet::new(),
             herald: None,
             closing: None,
         }
@@ -325,6 +329,7 @@ impl Supervisor {
         if pod.deleting && attempt.stop.is_none() && !matches!(phase, Phase::Ended(_)) {
             self.taken(id, pod);
         }
+        self.hear_of_node(pod);
         self.follow_phase(id, pod, phase);
     }
 
