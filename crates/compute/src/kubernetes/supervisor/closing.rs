@@ -21,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(20);
 /// The same where it refuses or does not answer.
 const LONGEST_TROUBLE: Duration = Duration::from_secs(5);
 /// The same, from when the run was told to end, where only nodes have to say that containers are dead.
-const LONGEST_OF_NODES: Duration = Duration::from_secs(8);
+pub(super) const LONGEST_OF_NODES: Duration = Duration::from_secs(8);
 /// Between two looks at what is left.
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
 

@@ -15,6 +15,7 @@ use super::super::api::{ApiFault, Cluster, Target};
 use super::super::attempt::Stage;
 use super::super::job::TERMINATION_GRACE;
 use super::super::names::{ATTEMPT_LABEL, attempt_label};
+use super::closing::LONGEST_OF_NODES;
 use super::{CLOSING, Message, Supervisor, cancelled};
 
 /// So many are stopped one by one, if they are not all there are.
@@ -26,10 +27,10 @@ pub(super) const KILL_GRACE: u32 = 1;
 /// A pod whose container was never started is forgotten when its node has not let it go by then: a
 /// node that pulls an image answers only when it has it.
 pub(super) const NEVER_STARTED: Duration = Duration::from_secs(2);
-/// What is killed is given up when its node has not said by then that it ended,
-const NO_CONFIRMATION: Duration = Duration::from_secs(6);
-/// and sooner where the cluster has marked the pod for its node.
-const NO_CONFIRMATION_OF_NODE: Duration = Duration::from_secs(3);
+/// What is killed is given up when its node has not said by then that it ended. Nothing hurries.
+const NO_CONFIRMATION: Duration = Duration::from_secs(45);
+/// The same while the run ends.
+const NO_CONFIRMATION_AT_END: Duration = Duration::from_secs(6);
 /// So many attempts are told apart in one selector.
 const MOST_IN_SELECTOR: usize = 500;
 
@@ -69,15 +70,20 @@ impl Supervisor {
     /// What was told to stop and has not yet.
     pub(super) fn press_on(&mut self) {
         let (mut forget, mut give_up) = (Vec::new(), Vec::new());
+        let ending_since = self.herald.as_ref().map(|herald| herald.since);
         for (id, attempt) in &mut self.attempts {
             let Some(signal) = attempt.stop else { continue };
             let waited = attempt.stopped_at.elapsed();
-            let patience = if attempt.view.deleting { NO_CONFIRMATION_OF_NODE } else { NO_CONFIRMATION };
+            let is_late = match ending_since {
+                None => waited >= NO_CONFIRMATION,
+                Some(since) if attempt.view.deleting => since.elapsed() >= LONGEST_OF_NODES,
+                Some(_) => waited >= NO_CONFIRMATION_AT_END,
+            };
             if attempt.stage == Stage::Created && waited >= NEVER_STARTED && !attempt.forced {
                 let Some((name, version)) = attempt.pod.clone().zip(attempt.version.clone()) else { continue };
                 attempt.forced = true;
                 forget.push((attempt.namespace.clone(), name, version));
-            } else if attempt.stage != Stage::Ending && signal == StopSignal::Kill && waited >= patience {
+            } else if attempt.stage != Stage::Ending && signal == StopSignal::Kill && is_late {
                 give_up.push(*id);
             }
         }
