@@ -242,7 +242,10 @@ impl PodView {
             ("Evicted", _) => format!("evicted from node `{node}`{said}"),
             ("Preempting" | "Preempted", _) => format!("preempted on node `{node}` by a task of higher priority{said}"),
             (_, Some(_)) => self.disrupted().unwrap_or_default(),
-            ("", None) => format!("the pod failed before its container ended{said}"),
+            ("", None) => {
+                let text = format!("the pod failed before its container ended{said}");
+                return Ending::Taken(Cause::new(CauseKind::LayerError, text));
+            }
             (reason, None) => {
                 let text = format!("node `{node}` did not run the pod ({reason}){said}");
                 return Ending::NeverRan(Cause::new(CauseKind::LayerError, text));

@@ -404,6 +404,11 @@ impl Supervisor {
         match ending {
             Ending::Report { report, .. } if !stopped && taken && !is_ok(&report) => self.lose_taken(id),
             Ending::NeverRan(_) | Ending::Taken(_) if stopped => self.end_stopped(id),
+            // Whose will that was is not known before its Job was asked for.
+            Ending::NeverRan(cause) | Ending::Taken(cause) if taken || pod.deleting => {
+                self.taken(id, pod);
+                self.lose_taken_because(id, cause);
+            }
             Ending::NeverRan(cause) | Ending::Taken(cause) => self.lose(id, cause),
             Ending::Report { sign_again: true, .. } if !stopped && self.submit_again(id) => {}
             Ending::Report { report, metadata, silent, .. } => {

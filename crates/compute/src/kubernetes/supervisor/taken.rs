@@ -101,6 +101,16 @@ impl Supervisor {
         }
     }
 
+    /// The same with what the pod says of its end, where that is the cluster's own reason.
+    pub(super) fn lose_taken_because(&mut self, id: AttemptId, cause: Cause) {
+        if let Some(taken) = self.attempts.get_mut(&id).and_then(|attempt| attempt.taken.as_mut())
+            && (taken.kind, cause.kind) == (CauseKind::LayerError, CauseKind::Evicted)
+        {
+            *taken = cause;
+        }
+        self.lose_taken(id);
+    }
+
     /// The pod of a taken attempt is no more; the loss is told as soon as it is known whose will
     /// that was.
     pub(super) fn lose_taken(&mut self, id: AttemptId) {
