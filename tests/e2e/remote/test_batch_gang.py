@@ -7,11 +7,16 @@ them, is shown the request.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from batch_tools import (
+    Answer,
     BatchApi,
     Body,
     Door,
@@ -23,6 +28,7 @@ from batch_tools import (
     own_user,
 )
 from harness import REPOSITORY, client, finish, nothing_left, run_flow, start, wait_until
+from parts import part
 
 pytestmark = pytest.mark.cluster
 
@@ -39,8 +45,9 @@ def service(batch: dict[str, str]) -> Iterator[Door]:
 
 @pytest.fixture
 def gangs(service: Door) -> Gangs:
-    assert isinstance(service.behaviour, Gangs)
-    return service.behaviour
+    behaviour = service.behaviour
+    assert isinstance(behaviour, Gangs)
+    return behaviour
 
 
 @pytest.fixture
@@ -160,6 +167,48 @@ def test_a_rank_whose_instance_goes_away_costs_no_retry(
     lost = "Task was lost (its instance went away: Host EC2 (instance i-1) terminated."
     assert lost in result.stdout
     assert joined(folder, result.run_id, user)[3] == "2 [('2', 1), ('3', 1), ('4', 1)]"
+    nothing_runs(gangs)
+
+
+@contextmanager
+def refusing() -> Iterator[str]:
+    """An address, as containers see it, at which everything is refused, as if it had expired."""
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(403, "Request has expired")
+
+        def log_message(self, *_arguments: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("0.0.0.0", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = urlsplit(part("s3")["FERROFLOW_TEST_S3_FROM_CONTAINERS"]).hostname
+    yield f"http://{host}:{server.server_address[1]}/list"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_gang_whose_addresses_expired_in_the_queue_is_submitted_again(
+    folder: Path, user: dict[str, str], gangs: Gangs, service: Door
+) -> None:
+    with refusing() as address:
+
+        def expire(operation: str, body: Body, forward: Callable[[], Answer]) -> Answer | None:
+            if operation == "submitjob" and "nodeOverrides" in body and not gangs.requests:
+                (to_all,) = body["nodeOverrides"]["nodePropertyOverrides"]
+                for variable in to_all["containerOverrides"]["environment"]:
+                    if variable["name"] == "FERROFLOW_CHILDREN_URL":
+                        variable["value"] = address
+            return gangs(operation, body, forward)
+
+        service.behaviour = expire
+        result = run_flow(folder, only_ranks_there(folder), "run", env=user).ok()
+    assert "Task was lost" not in result.stdout and "Task failed" not in result.stdout
+    assert joined(folder, result.run_id, user)[3] == "2 [('2', 0), ('3', 0), ('4', 0)]"
+    first, second = gangs.requests
+    assert first["parameters"] == second["parameters"]
+    assert first["jobName"] != second["jobName"]
     nothing_runs(gangs)
 
 
