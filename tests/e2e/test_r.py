@@ -1,6 +1,7 @@
 """Runs of R flows read from Python, and of Python flows from R; everything else about R is tested
 in R (r/tests)."""
 
+import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,22 @@ metaflow("FromR") %>%
   step(step = "end") %>%
   run()
 """
+
+FRAME_FLOW = """
+library(metaflow)
+start <- function(self) {
+  n <- 2^23
+  self$frame <- data.frame(a = runif(n), b = runif(n), i = seq_len(n), l = rep_len(c(TRUE, NA), n))
+}
+end <- function(self) stopifnot(self$frame$i[2^23] == 2^23)
+metaflow("LargeR") %>%
+  step(step = "start", r_function = start, next_step = "end") %>%
+  step(step = "end", r_function = end) %>%
+  run()
+"""
+FRAME_MIB = 192
+# What an R that has read a script holds.
+R_MIB = 100
 
 PYTHON_FLOW = """
 class FromPython(FlowSpec):
@@ -131,3 +148,16 @@ cat(tryCatch(run$artifact("own"), error = conditionMessage), "\\n")
         "artifact `own` is a set that Python pickled; R reads plain values only: store it as text, "
         "numbers, lists or dictionaries of these ",
     ]
+
+
+def test_a_large_data_frame_is_saved_without_a_copy_and_loaded_with_one(tmp_path: Path) -> None:
+    """docs/guide/r.md has the figures for 3 GiB."""
+    (tmp_path / "flow.R").write_text(FRAME_FLOW)
+    done = rscript(tmp_path, "flow.R", "run")
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(tmp_path / ".metaflow/ferroflow.db") as database:
+        query = "SELECT peak_memory >> 20 FROM tasks WHERE task > 0 ORDER BY task"
+        saving, loading = (peak for (peak,) in database.execute(query))
+    assert FRAME_MIB < saving < 1.4 * FRAME_MIB + R_MIB
+    # The stored file, which is mapped, counts too.
+    assert FRAME_MIB < loading < 2.3 * FRAME_MIB + R_MIB
