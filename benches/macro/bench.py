@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import r_rows
 import remote
 from sides import REPOSITORY, Measured, Side, flow, line_time, ours, peer, run, scratch, version_of
 from table import Row, Skipped
@@ -231,6 +232,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "array": Bench.array,
     "resume": Bench.resume,
     "learned": Bench.learned,
+    **r_rows.ROWS,
     **remote.ROWS,
 }
 
