@@ -11,8 +11,13 @@ class Row:
 
     def cells(self) -> list[str]:
         ratio = f"{self.theirs / self.mine:.1f} ×" if self.theirs and self.mine else "–"
-        theirs = "–" if self.theirs is None else f"{self.theirs:.3g} {self.unit}"
-        return [self.work, theirs, f"{self.mine:.3g} {self.unit}", ratio, self.target]
+        theirs = "–" if self.theirs is None else self.told(self.theirs)
+        return [self.work, theirs, self.told(self.mine), ratio, self.target]
+
+    def told(self, number: float) -> str:
+        """Counts are exact, measures are not."""
+        text = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+        return f"{text} {self.unit}".rstrip()
 
     def __str__(self) -> str:
         return "| " + " | ".join(self.cells()) + " |"
