@@ -344,6 +344,7 @@ mod tests {
             usage: Usage::default(),
             cause: None,
             sign_again: false,
+            log_is_short: false,
             metadata: Vec::new(),
         }
     }
