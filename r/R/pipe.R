@@ -22,7 +22,8 @@
 }
 
 piped_call <- function(rhs) {
-  names_a_function <- is.name(rhs) || (is.call(rhs) && as.character(rhs[[1]])[1] %in% c("::", ":::", "(", "function", "$"))
+  of <- if (is.call(rhs) && is.name(rhs[[1]])) as.character(rhs[[1]]) else ""
+  names_a_function <- is.name(rhs) || of %in% c("::", ":::", "(", "function", "$")
   if (names_a_function) {
     return(as.call(list(rhs, quote(.))))
   }

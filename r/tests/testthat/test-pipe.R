@@ -1,0 +1,16 @@
+# The tests themselves load magrittr, so the pipe is tried in an R that has only this package.
+test_that("the pipe puts its left side first, or where the dot is", {
+  code <- c(
+    "library(metaflow)",
+    "stopifnot(!isNamespaceLoaded('magrittr'))",
+    "cat(4 %>% sqrt, 4 %>% sqrt(), 2 %>% seq(1, .), 9 %>% base::sqrt(), c(3, 1) %>% sort() %>% rev(), '\\n')",
+    "twice <- function(x) { y <- 2; x %>% (function(v) v * y) }",
+    "cat(twice(5), 5 %>% { . + 1 }, 3 %>% max(nchar('long'), .), '\\n')",
+    "cat(conditionMessage(tryCatch(1 %>% 2, metaflow_usage_error = identity)), '\\n')"
+  )
+  result <- run_command(file.path(R.home("bin"), "Rscript"), c("-e", paste(code, collapse = "\n")), new_folder())
+  expect_equal(result$err, character())
+  expect_equal(result$out, c(
+    "2 2 1 2 3 3 1 ", "10 6 4 ", "the right side of %>% is a call of a function, such as x %>% f() "
+  ))
+})
