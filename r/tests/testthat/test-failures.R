@@ -26,7 +26,6 @@ test_that("an error shows R's message, its call and the user's own calls", {
     "[1/start/1 (pid N)]       2. helper(3)  (flow.R:9)",
     "[1/start/1 (pid N)] Task failed.",
     "Workflow failed.",
-    "Terminating 0 active tasks...",
     "Flushing logs..."
   ))
   expect_equal(tail(result$err, 4), c(
