@@ -466,7 +466,7 @@ fn a_run_reports_every_five_minutes() {
     world.tick(300_000);
     assert_eq!(
         world.lines().last().expect("a report"),
-        "Tasks are running: body (2 running; 0 done). 3 tasks are waiting in the queue. Not started \
+        "Tasks are running: body (1 running; 1 starting; 0 done). 3 tasks are waiting in the queue. Not started \
          yet: join, end."
     );
     assert_eq!(world.run.next_tick(), Some(world.now + 300_000));

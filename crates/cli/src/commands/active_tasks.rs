@@ -6,6 +6,8 @@ pub mod kubernetes;
 
 use ferroflow_compute::remote::TaskFilter;
 use ferroflow_core::id::RunId;
+use ferroflow_core::metadata::{RunRow, RunState};
+use ferroflow_core::port::MetadataStore;
 
 use crate::arguments::{TasksCommand, TasksVerb};
 use crate::context::Context;
@@ -43,15 +45,16 @@ pub async fn active_tasks(context: &Context, command: TasksCommand) -> Result<()
 
 async fn carry_out(context: &Context, layer: &impl Layer, verb: TasksVerb, filter: &TaskFilter) -> Result<(), Failure> {
     match verb {
-        TasksVerb::List => list(layer, filter).await,
+        TasksVerb::List => list(context, layer, filter).await,
         TasksVerb::Kill => kill(context, layer, filter).await,
     }
 }
 
-async fn list(layer: &impl Layer, filter: &TaskFilter) -> Result<(), Failure> {
+async fn list(context: &Context, layer: &impl Layer, filter: &TaskFilter) -> Result<(), Failure> {
     let tasks = layer.list(filter).await?;
     if tasks.is_empty() {
         outln!("{}", layer.nothing_listed());
+        say_elsewhere(context, filter);
     }
     for task in &tasks {
         outln!("{}", layer.line(task));
@@ -67,6 +70,7 @@ async fn kill(context: &Context, layer: &impl Layer, filter: &TaskFilter) -> Res
     let mut left = layer.list(filter).await?;
     if left.is_empty() {
         outln!("{}", layer.nothing_killed(filter.run.as_ref()));
+        say_elsewhere(context, filter);
         return Ok(());
     }
     for _ in 0..ROUNDS {
@@ -86,6 +90,23 @@ async fn kill(context: &Context, layer: &impl Layer, filter: &TaskFilter) -> Res
         }
     }
     Err(layer.left(&left))
+}
+
+/// Of a run without tasks: which other run's tasks may be meant.
+fn say_elsewhere(context: &Context, filter: &TaskFilter) {
+    let Some(run) = filter.run.as_ref().filter(|_| filter.user.is_none()) else { return };
+    let Ok(runs) = context.metadata(false).and_then(|metadata| Ok(metadata.runs(&context.flow.name)?)) else { return };
+    let resumed_it = |row: &&RunRow| row.origin_run.as_ref() == Some(run) && row.state == RunState::Running;
+    let origin = runs.iter().find(|row| row.run == *run).and_then(|row| row.origin_run.as_ref());
+    if let Some(RunRow { run: later, .. }) = runs.iter().find(resumed_it) {
+        context.say(&format!(
+            "Run {later}, which resumed run {run}, is running: its tasks are those of --run-id {later}."
+        ));
+    } else if let Some(origin) = origin {
+        context.say(&format!(
+            "Run {run} resumed run {origin}; tasks that it adopted are still those of --run-id {origin}."
+        ));
+    }
 }
 
 fn counted(tasks: usize) -> String {

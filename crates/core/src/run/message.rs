@@ -255,7 +255,10 @@ impl fmt::Display for Progress {
             let counts: Vec<String> = self
                 .running
                 .iter()
-                .map(|s| format!("{} ({} running; {} done)", s.step, s.running + s.starting, s.done))
+                .map(|s| {
+                    let starting = if s.starting > 0 { format!("{} starting; ", s.starting) } else { String::new() };
+                    format!("{} ({} running; {starting}{} done)", s.step, s.running, s.done)
+                })
                 .collect();
             write!(f, "Tasks are running: {}.", counts.join(", "))?;
         }
