@@ -44,4 +44,14 @@ near_match <- function(name, names) {
   if (distance[best] <= max(1, nchar(name) %/% 3)) sprintf(" Did you mean `%s`?", names[best]) else ""
 }
 
+# One text, and valid UTF-8 whatever bytes it was made of.
+plain_text <- function(value) {
+  text <- paste(as.character(value), collapse = "\n")
+  if (Encoding(text) == "latin1") text <- enc2utf8(text)
+  if (Encoding(text) != "bytes" && validUTF8(text)) {
+    return(enc2utf8(text))
+  }
+  iconv(text, "UTF-8", "UTF-8", sub = "byte")
+}
+
 is_text <- function(value) is.character(value) && length(value) == 1 && !is.na(value)

@@ -291,7 +291,7 @@ preview <- function(value) {
     return(NULL)
   }
   if (is.atomic(value) && length(value) == 1) {
-    text <- if (is.character(value)) encodeString(substr(value, 1, 80), quote = "\"") else format(value)
+    text <- if (is.character(value) && !is.na(value)) encodeString(substr(plain_text(value), 1, 80), quote = "\"") else format(value)
     return(if (is.na(text)) "NA" else text)
   }
   sprintf("%s items", format(length(value), scientific = FALSE))

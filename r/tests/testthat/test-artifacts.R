@@ -54,6 +54,25 @@ test_that("everything else is serialized", {
   expect_equal(round_trip(as.raw(1:3))$info$encoding, "raw")
 })
 
+test_that("text that is not UTF-8 comes back byte for byte", {
+  latin <- "caf\xe9"
+  Encoding(latin) <- "latin1"
+  back <- round_trip(latin)
+  expect_identical(back$value, "caf\u00e9")
+  expect_equal(back$info$encoding, "json")
+  invalid <- "a\xff\xfeb"
+  bytes <- invalid
+  Encoding(bytes) <- "bytes"
+  for (value in list(invalid, c("x", invalid), bytes, c(a = bytes), list(invalid), c(rep("x", 20000), invalid))) {
+    back <- round_trip(value)$value
+    expect_equal(names(back), names(value))
+    expect_identical(lapply(unlist(back), charToRaw), lapply(unlist(value), charToRaw))
+  }
+  frame <- data.frame(x = c(invalid, latin))
+  expect_identical(lapply(round_trip(frame)$value$x, charToRaw), lapply(frame$x, charToRaw))
+  expect_identical(round_trip(data.frame(x = latin))$value$x, "caf\u00e9")
+})
+
 test_that("a damaged artifact is an error that names it", {
   root <- new_folder()
   pack <- native(wrap__rs_new_pack, root, "F", "1", "s", 1, 0L)

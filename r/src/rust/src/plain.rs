@@ -206,5 +206,16 @@ pub fn message(value: &Robj) -> Option<Value> {
             Some(keys) => Value::Object(keys.into_iter().zip(items).collect::<Map<_, _>>()),
         });
     }
-    if sexp::kind(value) == NULL_TYPE { Some(Value::Null) } else { atomic(value).map(|(json, _)| json) }
+    match sexp::kind(value) {
+        NULL_TYPE => Some(Value::Null),
+        CHARACTER if sexp::keys(value)?.is_none() => Some(shown_texts(value)),
+        _ => atomic(value).map(|(json, _)| json),
+    }
+}
+
+/// Texts for people: what is not UTF-8 is marked instead of refused.
+fn shown_texts(value: &Robj) -> Value {
+    let item = |index| sexp::shown_text_at(value, index).map_or(Value::Null, Value::String);
+    let mut items: Vec<Value> = (0..sexp::length(value)).map(item).collect();
+    if items.len() == 1 { items.remove(0) } else { Value::Array(items) }
 }

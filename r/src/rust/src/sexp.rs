@@ -13,8 +13,8 @@ unsafe extern "C" {
     static R_NamesSymbol: SEXP;
 }
 
-/// `cetype_t::CE_BYTES`.
-const BYTES: libc::c_int = 2;
+/// `cetype_t::CE_LATIN1`.
+const LATIN1: libc::c_int = 2;
 
 /// Names of the attributes a value has.
 pub fn attribute_names(value: &Robj) -> Vec<String> {
@@ -77,17 +77,31 @@ pub fn keys(value: &Robj) -> Option<Option<Vec<String>>> {
 /// An element of a character vector as UTF-8, `Some(None)` for NA; `None` when it is no text.
 #[allow(clippy::option_option, reason = "a text, NA, not a text")]
 pub fn text_at(vector: &Robj, index: usize) -> Option<Option<String>> {
+    match element_at(vector, index) {
+        None => Some(None),
+        Some(text) => text.to_str().ok().map(|text| Some(text.to_owned())),
+    }
+}
+
+/// An element as UTF-8 whatever it is made of; `None` for NA.
+pub fn shown_text_at(vector: &Robj, index: usize) -> Option<String> {
+    element_at(vector, index).map(|text| text.to_string_lossy().into_owned())
+}
+
+/// The bytes of an element, `None` for NA. R would translate what is not valid in the locale to
+/// `<ff>`, and refuse strings of bytes.
+fn element_at(vector: &Robj, index: usize) -> Option<&CStr> {
     // SAFETY: the index is below the length; the text lives as long as the vector.
     unsafe {
         let element = STRING_ELT(vector.get(), index.cast_signed());
         if element == R_NaString {
-            return Some(None);
-        }
-        if Rf_getCharCE(element) == BYTES {
             return None;
         }
-        let text = CStr::from_ptr(Rf_translateCharUTF8(element)).to_str().ok()?;
-        Some(Some(text.to_owned()))
+        let bytes = match Rf_getCharCE(element) {
+            LATIN1 => Rf_translateCharUTF8(element),
+            _ => extendr_ffi::R_CHAR(element),
+        };
+        Some(CStr::from_ptr(bytes))
     }
 }
 
