@@ -2,7 +2,7 @@
 
 .most_calls <- 40L
 .accessors <- c(
-  "self_get", "self_set", "input_get", "metaflow_artifact", "read_artifact",
+  "self_get", "self_set", "input_get", "artifact_name", "metaflow_artifact", "read_artifact",
   paste0(c("$", "[[", "$<-", "[[<-"), ".metaflow_self"), paste0(c("$", "[["), ".metaflow_input")
 )
 
@@ -22,7 +22,7 @@ with_failure <- function(code) {
 
 failure_of <- function(error, calls) {
   ours <- inherits(error, "metaflow_error")
-  message <- conditionMessage(error)
+  message <- plain_text(conditionMessage(error))
   calls <- users_calls(calls)
   call <- conditionCall(error)
   head <- if (ours || is.null(call)) paste0("Error: ", message) else paste0("Error in ", one_line(call), " : ", message)
@@ -114,7 +114,7 @@ place_of <- function(spec, self = NULL) {
     return(sprintf("<flow %s step %s>", spec$flow, spec$step))
   }
   indices <- paste(vapply(stack, function(frame) format(frame$index), ""), collapse = ",")
-  input <- tryCatch(paste(format(self$input), collapse = " "), error = function(e) "")
+  input <- tryCatch(plain_text(paste(format(self$input), collapse = " ")), error = function(e) "")
   if (nchar(input) > 20) input <- paste0(substr(input, 1, 20), "...")
   sprintf("<flow %s step %s[%s]%s>", spec$flow, spec$step, indices,
     if (nzchar(input)) sprintf(" (input: %s)", input) else "")

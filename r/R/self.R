@@ -112,17 +112,25 @@ self_set <- function(self, name, value) {
   self
 }
 
+artifact_name <- function(name) {
+  if (!is_text(name) || name == "") {
+    stop_metaflow(sprintf("an artifact is found by its name, one text in quotes, not by %s: self[[\"x\"]]", one_line(name)),
+      "metaflow_usage_error")
+  }
+  name
+}
+
 #' @export
 `$.metaflow_self` <- function(x, name) self_get(x, name)
 
 #' @export
-`[[.metaflow_self` <- function(x, i, ...) self_get(x, i)
+`[[.metaflow_self` <- function(x, i, ...) self_get(x, artifact_name(i))
 
 #' @export
 `$<-.metaflow_self` <- function(x, name, value) self_set(x, name, value)
 
 #' @export
-`[[<-.metaflow_self` <- function(x, i, ..., value) self_set(x, i, value)
+`[[<-.metaflow_self` <- function(x, i, ..., value) self_set(x, artifact_name(i), value)
 
 #' @export
 names.metaflow_self <- function(x) ls(x)
@@ -216,7 +224,7 @@ stack_of <- function(pack) from_json(to_json(read_artifact(pack, "_foreach_stack
 `$.metaflow_input` <- function(x, name) input_get(x, name)
 
 #' @export
-`[[.metaflow_input` <- function(x, i, ...) input_get(x, i)
+`[[.metaflow_input` <- function(x, i, ...) input_get(x, artifact_name(i))
 
 #' @export
 names.metaflow_input <- function(x) ls(x)

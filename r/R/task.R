@@ -142,7 +142,7 @@ count_items <- function(task, self, variable) {
   }
   items <- self[[variable]]
   if (!is.vector(items) && !is.factor(items) && !is.list(items) && !is.atomic(items)) {
-    refuse_foreach(sprintf("cannot go over a %s: use a vector or a list", class(items)[1]))
+    refuse_foreach(sprintf("cannot go over an object of class %s: use a vector or a list", class(items)[1]))
   }
   count <- length(items)
   if (count == 0) {

@@ -157,3 +157,35 @@ metaflow("Slow") %>%
     }
   }
 })
+
+test_that("conditions with strange messages are told, and caught, as any error", {
+  result <- run_flow('
+odd <- function(message) stop(structure(class = c("odd", "error", "condition"), list(message = message, call = NULL)))
+metaflow("Strange") %>%
+  step(step = "start", r_function = function(self) odd(NULL), next_step = "two", catch(var = "one")) %>%
+  step(step = "two", r_function = function(self) odd(42), next_step = "three", catch(var = "two")) %>%
+  step(step = "three", r_function = function(self) odd(c("x", "y")), next_step = "four", catch(var = "three")) %>%
+  step(step = "four", r_function = function(self) stop("bad \\xff bytes"), next_step = "end", catch(var = "four")) %>%
+  step(step = "end", r_function = function(self) {
+    for (name in c("one", "two", "three", "four")) print(self[[name]]$message)
+    self$never <- 1
+    stop("last \\xe9 one")
+  }) %>%
+  run()', "run")
+  expect_equal(result$status, 1)
+  printed <- printed(result)
+  expect_equal(grep("^\\[1\\]", printed, value = TRUE), c("[1] \"\"", "[1] \"42\"", "[1] \"x\\ny\"", "[1] \"bad <ff> bytes\""))
+  expect_equal(grep("Error in start|last", printed, value = TRUE), "    Error in end(self) : last <e9> one")
+})
+
+test_that("an artifact's name that is none is told in a sentence", {
+  for (wrong in c("self[[1]]", "self[[c(\"a\", \"b\")]]", "self[[\"\"]] <- 1", "self[[2]] <- 1")) {
+    result <- run_flow(sprintf('
+metaflow("Names") %%>%%
+  step(step = "start", r_function = function(self) %s, next_step = "end") %%>%%
+  step(step = "end") %%>%% run()', paste0("{ ", wrong, " }")), "run")
+    expect_equal(result$status, 1)
+    expect_match(printed(result), "an artifact is found by its name, one text in quotes, not by", fixed = TRUE, all = FALSE)
+    expect_false(any(grepl("assign\\(|exists\\(|artifact_name", printed(result))))
+  }
+})
