@@ -122,7 +122,7 @@ integer_value <- function(given, bad) {
     if (!grepl("^[+-]?[0-9]+$", text)) bad("integer")
     number <- as.numeric(text)
   }
-  if (all(abs(number) <= .Machine$integer.max)) as.integer(number) else number
+  if (all(abs(number) <= .Machine$integer.max, na.rm = TRUE)) as.integer(number) else number
 }
 
 float_value <- function(given, bad) {

@@ -253,10 +253,7 @@ store_artifacts <- function(pack, task) {
       native(wrap__rs_pass_on, pack, name, source)
       next
     }
-    value <- get(name, envir = self)
-    # Functions are behaviour, not data.
-    if (is.function(value)) next
-    write_artifact(pack, name, value)
+    write_artifact(pack, name, get(name, envir = self))
   }
 }
 

@@ -183,3 +183,32 @@ metaflow("Given") %>%
   expect_equal(grep("^\\[1\\]", printed(result), value = TRUE), c("[1] 2", '[1] "typed"', "[1] TRUE"))
   with_client(folder, expect_setequal(new_run("Given/1")$user_tags, c("p", "q")))
 })
+
+test_that("functions are artifacts, with what they close over", {
+  result <- run_flow('
+metaflow("Functions") %>%
+  step(step = "start", r_function = function(self) {
+    power <- 3
+    self$cube <- function(x) x^power
+    self$total <- sum
+    self$both <- list(double = function(x) 2 * x)
+  }, next_step = "use") %>%
+  step(step = "use", next_step = "end") %>%
+  step(step = "end", r_function = function(self) cat(self$cube(2), self$total(1:4), self$both$double(4), "\\n")) %>%
+  run()', "run")
+  expect_equal(result$status, 0)
+  expect_equal(printed(result), "8 10 8 ")
+})
+
+test_that("defaults that are NA are NA in the flow", {
+  result <- run_flow('
+metaflow("Missing") %>%
+  parameter("count", default = NA_integer_) %>% parameter("share", default = NA_real_) %>%
+  parameter("word", default = NA_character_) %>% parameter("flag", default = NA) %>%
+  step(step = "start", r_function = function(self) cat(deparse(list(self$count, self$share, self$word, self$flag)), "\\n"),
+    next_step = "end") %>%
+  step(step = "end") %>%
+  run()', "run")
+  expect_equal(result$status, 0)
+  expect_equal(printed(result), "list(NA_integer_, NA_real_, NA_character_, NA) ")
+})
