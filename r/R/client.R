@@ -95,6 +95,9 @@ flow_client <- generator("flow_client", function(flow_id) {
 parts_of <- function(object, id, count, what) {
   path <- if (is.character(object)) object else object$pathspec
   if (!is.null(id)) path <- paste0(path, "/", id)
+  if (!is_text(path)) {
+    stop_metaflow(sprintf("a %s is found by its path, one text in quotes, not by %s", what, one_line(object)), "metaflow_usage_error")
+  }
   parts <- strsplit(path, "/", fixed = TRUE)[[1]]
   if (length(parts) != count) {
     stop_metaflow(sprintf("`%s` is not the path of a %s: it has %d parts, such as %s", path, what, count,

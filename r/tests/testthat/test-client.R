@@ -47,6 +47,8 @@ test_that("what is not there, or not in the namespace, is an error of its class"
   with_client(folder, {
     expect_error(new_flow("Pst"), "there is no flow `Pst`", class = "metaflow_not_found")
     expect_error(new_run("Past/9"), class = "metaflow_not_found")
+    expect_error(new_run(NULL), "a run is found by its path, one text in quotes, not by NULL", class = "metaflow_usage_error")
+    expect_error(new_run(c("Past/1", "Past/2")), "one text in quotes", class = "metaflow_usage_error")
     expect_error(new_step("Past/1/wrk"), "Did you mean `work`?", class = "metaflow_not_found")
     expect_error(new_run("Past/1")$artifact("z"), class = "metaflow_not_found")
     set_namespace("user:nobody")
