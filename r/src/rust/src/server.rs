@@ -344,7 +344,12 @@ pub fn fork_safety(known: &[RawFd]) -> Option<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     // OpenBLAS puts its threads back in order around a fork.
     if threads > 1 && !maps.contains("openblas") {
-        return Some(format!("{} native threads were started while the flow was read", threads - 1));
+        let started = if threads == 2 {
+            "a native thread was".to_owned()
+        } else {
+            format!("{} native threads were", threads - 1)
+        };
+        return Some(format!("{started} started while the flow was read"));
     }
     let children = process::children_of(std::process::id()).len();
     if children > 0 {
