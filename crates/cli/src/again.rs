@@ -1,6 +1,7 @@
 //! Words for typing a command again, as a shell takes them.
 
 use ferroflow_core::id::RunId;
+use ferroflow_core::metadata::RunRow;
 
 use crate::arguments::{RunOptions, TopOptions};
 
@@ -15,6 +16,13 @@ pub fn resume(top: &TopOptions, options: &RunOptions, run: &RunId) -> String {
     words.extend(["resume".to_owned(), "--origin-run-id".to_owned(), run.to_string()]);
     words.extend(options.with.iter().flat_map(|with| ["--with".to_owned(), quoted(with)]));
     words.join(" ")
+}
+
+/// The options before a command that name a recorded run's datastore, with a space behind them.
+pub fn datastore(run: &RunRow) -> String {
+    run.store.as_ref().map_or_else(String::new, |store| {
+        format!("--datastore {} --datastore-root {} ", store.kind, quoted(&store.root))
+    })
 }
 
 fn quoted(word: &str) -> String {

@@ -86,6 +86,10 @@ impl Plan {
             });
         }
         let remote = remote_tasks(context, of, events)?;
+        let used = [("kubernetes", self.kubernetes.is_some()), ("batch", self.batch.is_some())];
+        for (layer, _) in used.iter().filter(|(_, used)| *used) {
+            remote::warn_of_loopback(context, of.store, layer);
+        }
         let mut layers: Vec<(Arc<dyn ComputeLayer>, Vec<StepName>)> = Vec::new();
         if let Some((cluster, mut settings)) = self.kubernetes {
             kubernetes::identify(context, &mut settings, of.run, of.created_at)?;

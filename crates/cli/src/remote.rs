@@ -105,6 +105,21 @@ fn endpoints(context: &Context, store: &StoreLocation) -> BTreeMap<String, Strin
     LAYERS.iter().filter_map(|layer| configured(layer)).collect()
 }
 
+/// Says so when containers would look for the store in themselves.
+pub fn warn_of_loopback(context: &Context, store: &StoreLocation, layer: &str) {
+    let Some((_, variable)) = ENDPOINTS.iter().find(|(of, _)| *of == store.kind) else { return };
+    let own = endpoints(context, store).remove(layer);
+    let Some(address) = own.or_else(|| store.options.get("endpoint").cloned()) else { return };
+    let host = address.split("://").last().unwrap_or_default();
+    if ["127.", "localhost", "[::1]"].iter().any(|here| host.starts_with(here)) {
+        context.say(&format!(
+            "The datastore's address is {address}, which in a container is the container itself. If its tasks cannot \
+             fetch their code, set METAFLOW_{}_{variable} to an address that they reach.",
+            layer.to_ascii_uppercase()
+        ));
+    }
+}
+
 /// The address that AWS' own variables give; containers do not have this machine's environment.
 fn aws_endpoint(lookup: &Lookup, kind: &str) -> Option<String> {
     let names = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];

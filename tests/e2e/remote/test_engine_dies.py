@@ -202,11 +202,16 @@ def test_a_killed_engine_loses_nothing_and_nothing_runs_twice(scene: Scene) -> N
     until(lambda: scene.phase("1/3") is None, "the pod is gone")
     logs = scene.command("logs", "1/work/2", "--stdout").ok()
     assert logs.stdout == lines_of(0), "the log is read from the store"
+    root = scene.env["METAFLOW_DATASTORE_SYSROOT_S3"]
+    assert f"--datastore s3 --datastore-root {root} resume --origin-run-id 1" in logs.stderr
+    assert "kubernetes list --run-id 1 shows them" in logs.stderr
     shown = scene.ask("print([t.stdout for t in Run('DieFlow/1')['work']][-1], end='')")
     assert "\n".join(shown) + "\n" == lines_of(0)
 
     resumed = scene.start("resume", "--max-workers", "4")
     until(lambda: scene.begun(4), "the item that was only queued")
+    told = scene.command("kubernetes", "list", "--run-id", "1").ok()
+    assert "1-work-4-0" in told.stdout, "adopted tasks are still the first run's"
     states = "print({t.index: (t.state, t.origin_pathspec) for t in Run('DieFlow/2')['work']}[3])"
     assert scene.ask(states) == ["('running', 'DieFlow/1/work/5')"]
     for item in (2, 3, 4):

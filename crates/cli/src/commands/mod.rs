@@ -7,10 +7,14 @@ pub mod package;
 pub mod run;
 pub mod tag;
 
+use std::collections::BTreeSet;
+
 use ferroflow_core::id::{RunId, StepName};
-use ferroflow_core::metadata::{RunState, TaskRow};
+use ferroflow_core::metadata::{RunRow, RunState, TaskRow};
 use ferroflow_core::port::MetadataStore;
 
+use crate::adoption::LOCAL;
+use crate::again;
 use crate::context::Context;
 use crate::report::Failure;
 
@@ -58,12 +62,26 @@ fn example(context: &Context) -> String {
 fn tell_if_lost(context: &Context, metadata: &dyn MetadataStore, run: &RunId) -> Result<(), Failure> {
     let row = metadata.run(&context.flow.name, run)?;
     if row.state == RunState::Lost {
-        let cause = row.cause.map_or_else(String::new, |cause| format!(": {}", cause.text));
+        let cause = row.cause.as_ref().map_or_else(String::new, |cause| format!(": {}", cause.text));
         errln!(
-            "Run {}/{run} is lost{cause} ({} resume --origin-run-id {run})",
+            "Run {}/{run} is lost{cause} ({} {}resume --origin-run-id {run})",
             context.flow.name,
-            context.hello.command()
+            context.hello.command(),
+            again::datastore(&row)
         );
+        for layer in left_remote(metadata, &row)? {
+            errln!(
+                "Its tasks on {layer} may still run: {} {layer} list --run-id {run} shows them, and resume goes on with them.",
+                context.hello.command()
+            );
+        }
     }
     Ok(())
+}
+
+/// Other layers than this machine on which tasks of a lost run had not ended.
+fn left_remote(metadata: &dyn MetadataStore, run: &RunRow) -> Result<BTreeSet<String>, Failure> {
+    let tasks = metadata.tasks(&run.flow, &run.run)?;
+    let left = tasks.into_iter().map(|row| row.record).filter(|record| record.finished_at.is_none());
+    Ok(left.map(|record| record.layer).filter(|layer| layer != LOCAL).collect())
 }

@@ -114,6 +114,8 @@ pub struct Supervisor {
     closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
 
+/// A kubelet's words between two tries to pull an image.
+const BACK_OFF: &str = ": Back-off pulling image";
 /// How long ending the layer may take.
 const CLOSING: Duration = Duration::from_millis(4500);
 
@@ -360,6 +362,9 @@ impl Supervisor {
                 if attempt.stuck.is_none() {
                     attempt.since = Instant::now();
                 }
+                // A kubelet that waits before it pulls again does not say what was wrong.
+                let before = attempt.stuck.take().filter(|_| cause.text.contains(BACK_OFF));
+                let cause = before.unwrap_or(cause);
                 attempt.stuck = Some(cause.clone());
                 self.tell_waiting(id, cause.text);
             }
