@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import REPOSITORY, client, wait_until
-from kubernetes_tools import Namespace, started
+from kubernetes_tools import Json, Namespace, started
 from made_up_nodes import MadeUpNodes, Shape, set_running
 from parts import KubernetesApi
 
@@ -151,6 +151,8 @@ def test_a_node_whose_kubelet_hangs(
     with started(folder, SILENT, env=environment) as run:
         for number in range(2):
             run.wait_shown(f"began {number}")
+        # The kubelet says that they run a little later than they do.
+        wait_until(lambda: [are_ready(pod) for pod in namespace.pods()] == [True] * 2, "both run")
         with frozen_kubelet(api):
             # Its end comes by the store.
             run.wait_shown("Task finished successfully.\n", 60)
@@ -164,6 +166,12 @@ def test_a_node_whose_kubelet_hangs(
     assert result.stdout.count("began 0") == 1 and result.stdout.count("began 1") == 2
     squares = client(folder, 'print(Run("SilentFlow/1").data.squares)', env=environment)
     assert squares == ["[0, 1]"]
+
+
+def are_ready(pod: Json) -> bool:
+    """Whether the kubelet has said that the pod's containers run."""
+    conditions = pod["status"].get("conditions", [])
+    return any(c["type"] == "ContainersReady" and c["status"] == "True" for c in conditions)
 
 
 def processes(namespace: Namespace) -> list[int]:
