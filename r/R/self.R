@@ -246,7 +246,17 @@ gather_inputs <- function(inputs, input) {
     stop_metaflow("gather_inputs() takes the name of an artifact in quotes: gather_inputs(inputs, \"x\")",
       "metaflow_usage_error")
   }
-  lapply(inputs, function(each) each[[input]])
+  lapply(inputs_in(inputs, "gather_inputs(inputs, \"x\")"), function(each) each[[input]])
+}
+
+# One input is as good as a list of one.
+inputs_in <- function(inputs, usage) {
+  if (inherits(inputs, "metaflow_input")) inputs <- list(inputs)
+  if (!is.list(inputs) || !all(vapply(inputs, inherits, NA, what = "metaflow_input"))) {
+    stop_metaflow(sprintf("%s takes the second argument of a join's function, or some of its elements", usage),
+      "metaflow_usage_error")
+  }
+  inputs
 }
 
 #' Pass on what the inputs of a join agree on
@@ -268,7 +278,7 @@ merge_artifacts <- function(flow, inputs, exclude = list()) {
   skipped <- c(unlist(exclude), ls(flow, all.names = TRUE), .own_of_task, "name")
   found <- hashes <- list()
   conflicts <- character()
-  for (input in inputs) {
+  for (input in inputs_in(inputs, "merge_artifacts(self, inputs)")) {
     pack <- state_of(input)$pack
     for (name in setdiff(native(wrap__rs_pack_names, pack), skipped)) {
       hash <- native(wrap__rs_pack_info, pack, name)$hash

@@ -212,3 +212,26 @@ metaflow("Missing") %>%
   expect_equal(result$status, 0)
   expect_equal(printed(result), "list(NA_integer_, NA_real_, NA_character_, NA) ")
 })
+
+test_that("what is no input of a join is refused by a sentence, and one input is taken as it is", {
+  result <- run_flow('
+metaflow("Inputs") %>%
+  step(step = "start", next_step = c("a", "b")) %>%
+  step(step = "a", r_function = function(self) self$x <- 1, next_step = "join") %>%
+  step(step = "b", r_function = function(self) self$x <- 2, next_step = "join") %>%
+  step(step = "join", join = TRUE, r_function = function(self, inputs) {
+    for (wrong in list(5, self, list(1))) {
+      cat(tryCatch(merge_artifacts(self, wrong), metaflow_usage_error = conditionMessage), "\\n")
+      cat(tryCatch(gather_inputs(wrong, "x"), metaflow_usage_error = conditionMessage), "\\n")
+    }
+    merge_artifacts(self, inputs$b)
+    cat(self$x, unlist(gather_inputs(inputs$a, "x")))
+  }, next_step = "end") %>%
+  step(step = "end") %>%
+  run()', "run")
+  expect_equal(result$status, 0)
+  said <- "takes the second argument of a join's function, or some of its elements "
+  expect_equal(printed(result), c(
+    rep(paste(c("merge_artifacts(self, inputs)", "gather_inputs(inputs, \"x\")"), said), 3), "2 1"
+  ))
+})
