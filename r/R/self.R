@@ -21,8 +21,10 @@ read_artifact <- function(pack, name, where = NULL) {
   }
   info <- native(wrap__rs_pack_info, pack, name)
   stop_metaflow(
-    sprintf("artifact `%s` is a %s that Python pickled; R reads plain values only: store it as text, numbers, lists or dictionaries of these",
-      name, gsub("<class '|'>", "", info$type)),
+    sprintf(paste(
+      "artifact `%s` is of type %s and was pickled by Python; of Python's values R reads text, finite numbers,",
+      "lists and dictionaries of these (of up to 64 KiB), and bytes: store it as one of these"
+    ), name, gsub("<class '|'>", "", info$type)),
     "metaflow_data_error"
   )
 }

@@ -145,8 +145,9 @@ cat(tryCatch(run$artifact("own"), error = conditionMessage), "\\n")
         ' $ : chr "a"',
         " num 1.1e+12",
         " raw [1:2] 61 62",
-        "artifact `own` is a set that Python pickled; R reads plain values only: store it as text, "
-        "numbers, lists or dictionaries of these ",
+        "artifact `own` is of type set and was pickled by Python; of Python's values R reads text, "
+        "finite numbers, lists and dictionaries of these (of up to 64 KiB), and bytes: store it as "
+        "one of these ",
     ]
 
 
