@@ -46,7 +46,7 @@ decorators_in <- function(arguments, call) {
 
 check_flow <- function(flow, call) {
   if (!inherits(flow, "metaflow_flow")) {
-    stop_metaflow(sprintf("%s() adds to a flow: begin with metaflow(\"NameOfFlow\") %%>%% %s(...)", call, call),
+    stop_metaflow(sprintf("%s() is called on a flow: begin with metaflow(\"NameOfFlow\") %%>%% %s(...)", call, call),
       "metaflow_usage_error")
   }
 }

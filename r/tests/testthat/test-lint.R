@@ -50,7 +50,7 @@ test_that("mistakes in calls are errors of class metaflow_error", {
   on.exit(rm("Called", envir = globalenv()))
   expect_error(metaflow("Called") %>% step(step = "start", nextstep = "end"),
     "step() has no argument `nextstep`. Did you mean `next_step`?", fixed = TRUE, class = "metaflow_usage_error")
-  expect_error(step(1, step = "a"), "step() adds to a flow: begin with metaflow(\"NameOfFlow\") %>% step(...)",
+  expect_error(step(1, step = "a"), "step() is called on a flow: begin with metaflow(\"NameOfFlow\") %>% step(...)",
     fixed = TRUE, class = "metaflow_error")
   expect_error(metaflow("Called") %>% step(step = "not a name"), "step() needs the step's name", fixed = TRUE)
   expect_error(decorator("resources", 4), "all arguments of decorator \"resources\" need a name", fixed = TRUE)
