@@ -176,9 +176,11 @@ read_item <- function(spec, frame) {
 # Inputs of a join: by the name of the step for branches, in the order of the items for a foreach.
 inputs_of <- function(flow, spec) {
   inputs <- list()
+  # After a resume a foreach's tasks may come in several references.
+  branches <- length(unique(vapply(spec$inputs, function(each) each$step, ""))) > 1
   for (reference in spec$inputs) {
     opened <- lapply(open_packs(spec, reference), new_input, flow = flow, spec = spec, step = reference$step)
-    if (length(spec$inputs) > 1) names(opened) <- rep(reference$step, length(opened))
+    if (branches) names(opened) <- rep(reference$step, length(opened))
     inputs <- c(inputs, opened)
   }
   inputs

@@ -235,3 +235,23 @@ metaflow("Inputs") %>%
     rep(paste(c("merge_artifacts(self, inputs)", "gather_inputs(inputs, \"x\")"), said), 3), "2 1"
   ))
 })
+
+test_that("a foreach's join gets the same inputs in a resumed run, without names", {
+  script <- '
+metaflow("Resumed") %>%
+  step(step = "start", r_function = function(self) self$items <- 1:3, foreach = "items", next_step = "work") %>%
+  step(step = "work", r_function = function(self) {
+    if (self$index == 1 && !file.exists("fixed")) stop("not yet")
+    self$x <- self$input
+  }, next_step = "join") %>%
+  step(step = "join", join = TRUE, r_function = function(self, inputs) cat(deparse(gather_inputs(inputs, "x"))),
+    next_step = "end") %>%
+  step(step = "end") %>%
+  run()'
+  failed <- run_flow(script, "run")
+  expect_equal(failed$status, 1)
+  file.create(file.path(failed$folder, "fixed"))
+  result <- run_flow(script, "resume", folder = failed$folder)
+  expect_equal(result$status, 0)
+  expect_true("list(1L, 2L, 3L)" %in% printed(result))
+})
