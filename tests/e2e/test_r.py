@@ -122,6 +122,15 @@ def test_r_values_need_neither_numpy_nor_pandas(r_run: Path) -> None:
     ]
 
 
+def test_bigsum_of_the_documents_gets_no_memory(folder: Path) -> None:
+    """51 GB, where memory is refused: R's own error, the run failed."""
+    flow = harness.REPOSITORY / "tests/e2e/flows/bigsumflow.R"
+    result = harness.run_flow(folder, flow, "run", address_space=8 << 30).exited(1)
+    assert "Error: cannot allocate vector of size 47.7 Gb" in result.stdout
+    assert "Step start (task-id 1) failed." in result.stderr
+    assert from_python(folder, "print(Run('BigSumFlowR/1').state)") == ["failed"]
+
+
 def test_r_reads_what_python_stored(tmp_path: Path) -> None:
     harness.run_flow(tmp_path, harness.write_flow(tmp_path, PYTHON_FLOW), "run").ok()
     code = """
