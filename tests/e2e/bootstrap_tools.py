@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Protocol
+
+import pytest
 
 
 @dataclass
@@ -55,3 +59,43 @@ def told(ended: Ended, code: int = 121) -> str:
     assert isinstance(cause, dict) and ended.err == f"{cause['text']}.\n", ended.err
     assert "secret" not in ended.err, "a signature is a secret"
     return str(cause["text"])
+
+
+class Program(Protocol):
+    """Runs a language's first program on a store."""
+
+    def __call__(self, folder: Path, store: Store) -> Ended: ...
+
+
+class StoreFaults:
+    """What every language's first program has to make of a store's faults."""
+
+    @pytest.mark.parametrize("faults", [["503", "429"], ["cut"], ["flip"], ["500", "cut", "flip"]])
+    def test_what_passes_is_tried_again(
+        self, first_program: Program, folder: Path, store: Store, faults: list[str]
+    ) -> None:
+        store.faults = list(faults)
+        ended = first_program(folder, store)
+        assert ended.out.startswith("started"), ended.err
+        assert store.asked == len(faults) + 1
+
+    def test_an_address_that_expired_is_signed_again(
+        self, first_program: Program, folder: Path, store: Store
+    ) -> None:
+        store.faults = ["403"]
+        ended = first_program(folder, store)
+        assert told(ended, code=122) == (
+            f"the code package may not be fetched from 127.0.0.1:{store.port} any more "
+            "(HTTP 403 Forbidden)"
+        )
+        assert ended.message["sign_again"] is True and store.asked == 1
+
+    def test_code_that_is_gone_is_told_at_once(
+        self, first_program: Program, folder: Path, store: Store
+    ) -> None:
+        store.faults = ["404"]
+        ended = first_program(folder, store)
+        assert told(ended) == (
+            f"the code package could not be fetched from 127.0.0.1:{store.port}: HTTP 404 Not Found"
+        )
+        assert store.asked == 1 and ended.seconds < 10

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from bootstrap_tools import Ended, Handler, Store, told
+from bootstrap_tools import Ended, Handler, Program, Store, StoreFaults, told
 from harness import REPOSITORY
 from store_proxy import served
 
@@ -111,32 +111,13 @@ def test_code_is_fetched_and_started(folder: Path, store: Store) -> None:
     assert store.asked == 1 and not ended.message
 
 
-@pytest.mark.parametrize("faults", [["503", "429"], ["cut"], ["flip"], ["500", "cut", "flip"]])
-def test_what_passes_is_tried_again(folder: Path, store: Store, faults: list[str]) -> None:
-    store.faults = list(faults)
-    ended = run(folder, store)
-    assert ended.out.startswith("started"), ended.err
-    assert store.asked == len(faults) + 1
+@pytest.fixture
+def first_program() -> Program:
+    return run
 
 
-def test_an_address_that_expired_is_signed_again(folder: Path, store: Store) -> None:
-    store.faults = ["403"]
-    ended = run(folder, store)
-    text = told(ended, code=122)
-    assert text == (
-        f"the code package may not be fetched from 127.0.0.1:{store.port} any more "
-        "(HTTP 403 Forbidden)"
-    )
-    assert ended.message["sign_again"] is True and store.asked == 1
-
-
-def test_code_that_is_gone_is_told_at_once(folder: Path, store: Store) -> None:
-    store.faults = ["404"]
-    ended = run(folder, store)
-    assert told(ended) == (
-        f"the code package could not be fetched from 127.0.0.1:{store.port}: HTTP 404 Not Found"
-    )
-    assert store.asked == 1 and ended.seconds < 10
+class TestAStoreThatMisbehaves(StoreFaults):
+    """What every language's first program makes of it."""
 
 
 IMAGES = {

@@ -2,14 +2,11 @@
 //! decorators.
 
 use ferroflow_core::decorator::apply_with;
+use ferroflow_core::decorator::batch::ask_as_r_does;
 use ferroflow_core::graph::Graph;
-use ferroflow_core::ir::Flow;
 
 use crate::context::Context;
 use crate::report::Failure;
-
-/// MB.
-const R_MEMORY_ON_BATCH: u64 = 4000;
 
 /// Refuses metadata stores and environments that are not in this version.
 pub fn supported(context: &Context) -> Result<(), Failure> {
@@ -57,14 +54,6 @@ pub fn graph_to_run(context: &Context, with: &[String]) -> Result<Graph, Failure
     context.say("    The graph looks good!");
     graph.check_can_run()?;
     Ok(graph)
-}
-
-/// R flows that say nothing about memory ask AWS Batch for a little less than Python's.
-fn ask_as_r_does(flow: &mut Flow) {
-    let decorators = flow.steps.iter_mut().flat_map(|step| &mut step.decorators);
-    for decorator in decorators.filter(|decorator| decorator.name == "batch") {
-        decorator.attributes.entry("memory").or_insert(R_MEMORY_ON_BATCH.into());
-    }
 }
 
 /// `check`: the graph alone.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 pub use super::values::Tmpfs;
 use super::values::{Values, unquoted};
 use super::{AttributeSpec, attribute};
+use crate::ir::Flow;
 
 pub(super) static ATTRIBUTES: &[AttributeSpec] = &[
     attribute("cpu", "float", "1", "Processors (vCPUs)."),
@@ -60,6 +61,17 @@ pub(super) static ATTRIBUTES: &[AttributeSpec] = &[
 
 /// A registry to put before images that name none; no attribute.
 pub const CONTAINER_REGISTRY: &str = "METAFLOW_BATCH_CONTAINER_REGISTRY";
+
+/// `memory` of R flows that do not say, in MB.
+const R_MEMORY: u64 = 4000;
+
+/// R flows that say nothing about memory ask for a little less than Python's.
+pub fn ask_as_r_does(flow: &mut Flow) {
+    let decorators = flow.steps.iter_mut().flat_map(|step| &mut step.decorators);
+    for decorator in decorators.filter(|decorator| decorator.name == "batch") {
+        decorator.attributes.entry("memory").or_insert(R_MEMORY.into());
+    }
+}
 
 /// What `@batch`, `@resources` and the configuration come to for one step.
 #[derive(Clone, Debug, Default, PartialEq)]
