@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::api::{BatchFault, Call, DESCRIBED_AT_ONCE, Service};
 use super::names::mark_of_flow;
 use super::queue::read_queues;
+use super::view::KILLED_BY_HAND;
 use crate::remote::TaskFilter;
 use crate::remote::metadata_label;
 
@@ -94,7 +95,7 @@ fn of_job(job: &Value) -> Option<ActiveTask> {
 /// later.
 pub async fn kill(service: &Service, tasks: &[ActiveTask]) -> Result<(), BatchFault> {
     let calls = tasks.iter().map(|task| {
-        let body = json!({ "jobId": task.job_id, "reason": "killed by hand, with `batch kill`" });
+        let body = json!({ "jobId": task.job_id, "reason": KILLED_BY_HAND });
         async move { service.call_patiently(Call::TerminateJob, &body, PATIENCE).await }
     });
     let mut results = futures_util::stream::iter(calls.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);

@@ -65,6 +65,10 @@ pub struct Asked<'a> {
     pub memory: f64,
 }
 
+/// The reason that `batch kill` gives. The service keeps it as the job's status reason; some stand-ins
+/// for the service keep nothing else of who ended a job.
+pub const KILLED_BY_HAND: &str = "killed by hand, with `batch kill`";
+
 /// How a job ended, as the service says it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ending {
@@ -197,7 +201,7 @@ impl JobView {
             let text = format!("the container of the image `{}` cannot be started: {said}", asked.image);
             return Some(Cause::new(CauseKind::Image, text));
         }
-        if self.ended_by_hand {
+        if self.ended_by_hand || has(&[KILLED_BY_HAND]) {
             let why = if said.is_empty() { "without giving a reason" } else { said };
             return Some(Cause::new(CauseKind::Killed, format!("somebody ended the job: {why}")));
         }

@@ -108,6 +108,8 @@ fn ended_by_somebody() {
     assert_eq!(said, (CauseKind::Killed, text.clone(), None));
     let said = told(json!({"statusReason": "wrong data", "isCancelled": true}));
     assert_eq!(said, (CauseKind::Killed, text, None));
+    let text = format!("somebody ended the job: {KILLED_BY_HAND}");
+    assert_eq!(told(json!({ "statusReason": KILLED_BY_HAND })), (CauseKind::Killed, text, None));
 }
 
 #[test]
