@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -37,6 +37,8 @@ class Door:
         # Requests signed for another region are answered as AWS does.
         self.region: str | None = None
         self.headers: list[dict[str, str]] = []
+        # Called with each request's method and headers before it is passed on.
+        self.meanwhile: Callable[[str, dict[str, str]], None] | None = None
         self.tls = False
         self._seen: Counter[tuple[str, str, str]] = Counter()
         self._lock = threading.Lock()
@@ -68,7 +70,10 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         door, method = self.door, self.command
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        door.note(method, self.path, {k.lower(): v for k, v in self.headers.items()})
+        lower = {k.lower(): v for k, v in self.headers.items()}
+        door.note(method, self.path, lower)
+        if door.meanwhile:
+            door.meanwhile(method, lower)
         time.sleep(door.delay)
         if door.refuse_always is not None and door.refuse_always in self.path:
             self.answer(503, b"<Error><Code>SlowDown</Code><Message>Slow down</Message></Error>")

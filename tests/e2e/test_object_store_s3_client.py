@@ -156,3 +156,45 @@ print("all well")
         assert script(folder, env, code).ok().stdout == "all well\n"
         assert door.count("PUT", "/m/") == 200, "once refused, once taken"
         assert door.count("GET", "/m/") == 300, "once refused, once cut, once whole"
+
+
+def test_an_object_written_anew_while_it_is_read_comes_from_one_writing(
+    folder: Path, s3: dict[str, str]
+) -> None:
+    """Large objects come in parts: none of them is of another version than the first."""
+    size = 40 << 20
+    root = s3["METAFLOW_DATASTORE_SYSROOT_S3"].removeprefix("s3://")
+    versions = []
+
+    def write_anew(method: str, headers: dict[str, str]) -> None:
+        later = method == "GET" and headers.get("range", "").startswith(f"bytes={32 << 20}-")
+        if later and not versions:
+            versions.append("new")
+            put(f"{s3['AWS_ENDPOINT_URL_S3']}/{root}/x", data=b"b" * size)
+
+    code = f"""
+with S3(s3root=ROOT) as s3:
+    s3.put('x', b'a' * {size})
+    found = s3.get('x')
+    assert found.blob == b'b' * {size}, (len(found.blob), set(found.blob))
+    assert s3.get(S3GetObject('x', 1, {size} - 2)).blob == b'b' * ({size} - 2)
+print("all well")
+"""
+    with proxy(s3["AWS_ENDPOINT_URL_S3"]) as door:
+        door.meanwhile = write_anew
+        env = {**s3, "AWS_ENDPOINT_URL_S3": door.url}
+        code = "from metaflow._s3 import S3GetObject\n" + code
+        assert script(folder, env, code).ok().stdout == "all well\n"
+        assert versions == ["new"]
+
+
+def test_an_object_of_nothing(folder: Path, s3: dict[str, str]) -> None:
+    code = """
+with S3(s3root=ROOT) as s3:
+    s3.put('nothing', b'')
+    found = s3.get('nothing')
+    assert (found.blob, found.size, found.exists) == (b'', 0, True)
+    assert [each.size for each in s3.get_many(['nothing', 'nothing'])] == [0, 0]
+print("all well")
+"""
+    assert script(folder, s3, code).ok().stdout == "all well\n"

@@ -27,6 +27,7 @@ use ferroflow_core::task::StoreLocation;
 use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
 use object_store::signer::Signer;
+use tokio::runtime::Builder;
 
 use crate::error::StoreError;
 use crate::location::PackPlace;
@@ -136,7 +137,7 @@ impl Remote {
     /// the credentials or the address is said before anything starts.
     pub fn check(&self, flow: &str, about: &str) -> Result<(), StoreError> {
         let key = format!("{flow}/stores/{}", self.options.get("scope").map_or("shared", String::as_str));
-        self.block_on_with(connect::Patience::Short, async |client| {
+        self.block_on_with(connect::Patience::Short, &mut Builder::new_current_thread(), async |client| {
             let payload = object_store::PutPayload::from(about.as_bytes().to_vec());
             let put = client.store.put_opts(&self.path(&key), payload, object_store::PutOptions::default()).await;
             put.map(drop).map_err(|error| self.tell(Doing::Write, &key, &error))
@@ -148,19 +149,28 @@ impl Remote {
         &self,
         work: impl AsyncFnOnce(&Client) -> Result<T, ObjectError> + Send,
     ) -> Result<T, StoreError> {
-        self.block_on_with(connect::Patience::Long, work)
+        self.block_on_with(connect::Patience::Long, &mut Builder::new_current_thread(), work)
+    }
+
+    /// The same for much data: connections are read by a thread for each processor, up to four.
+    pub(crate) fn block_on_threads<T: Send>(
+        &self,
+        work: impl AsyncFnOnce(&Client) -> Result<T, ObjectError> + Send,
+    ) -> Result<T, StoreError> {
+        let threads = std::thread::available_parallelism().map_or(1, |processors| processors.get().min(4));
+        self.block_on_with(connect::Patience::Long, Builder::new_multi_thread().worker_threads(threads), work)
     }
 
     fn block_on_with<T: Send>(
         &self,
         patience: connect::Patience,
+        runtime: &mut Builder,
         work: impl AsyncFnOnce(&Client) -> Result<T, ObjectError> + Send,
     ) -> Result<T, StoreError> {
         let inside = || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|error| ObjectError::Unavailable(format!("cannot prepare network access: {error}")))?;
+            let runtime = runtime.enable_all().build();
+            let runtime =
+                runtime.map_err(|error| ObjectError::Unavailable(format!("cannot prepare network access: {error}")))?;
             runtime.block_on(async {
                 let client = connect::connect(self, patience)?;
                 work(&client).await

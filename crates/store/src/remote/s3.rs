@@ -4,7 +4,6 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use object_store::{
 };
 
 use super::requests::{ENCRYPTION, with_stand_ins, without_stand_ins};
+use super::told::is_outside;
 use super::{Client, Doing, Remote, RequestCount};
 use crate::error::StoreError;
 
@@ -172,7 +172,7 @@ impl S3 {
         work: impl AsyncFn(&Remote, &Client, &'a Item) -> Result<Output, Problem> + Sync,
     ) -> Result<Vec<Result<Output, Problem>>, StoreError> {
         let Some(first) = items.first() else { return Ok(Vec::new()) };
-        self.remote(door(first))?.block_on(async |_| {
+        self.remote(door(first))?.block_on_threads(async |_| {
             let mut clients: HashMap<Door<'a>, (Remote, Client)> = HashMap::new();
             for item in items {
                 if let Entry::Vacant(free) = clients.entry(door(item)) {
@@ -224,6 +224,9 @@ fn path_of(key: &str) -> Result<ObjectPath, Problem> {
 
 fn problem(remote: &Remote, doing: Doing, key: &str, error: &object_store::Error) -> Problem {
     let no_bucket = "there is no bucket";
+    if let (Doing::Read, object_store::Error::Precondition { .. }) = (doing, error) {
+        return Problem::CutOff(format!("`{key}` was written anew while it was read"));
+    }
     match remote.tell(doing, key, error) {
         ObjectError::Denied(text) => Problem::Denied(text),
         ObjectError::NotFound(text) if text.contains(no_bucket) => Problem::NoBucket(text),
@@ -264,40 +267,55 @@ async fn download_one(remote: &Remote, client: &Client, download: &Download) -> 
     let key = &download.from.key;
     let path = path_of(key)?;
     let tell = |error: object_store::Error| problem(remote, Doing::Read, key, &error);
-    let range = download.part.and_then(|(offset, length)| match length {
-        Some(last) if last < 0 => Some(GetRange::Suffix(last.unsigned_abs())),
-        Some(length) => Some(GetRange::Bounded(offset..offset + length.unsigned_abs())),
-        None if offset > 0 => Some(GetRange::Offset(offset)),
-        None => None,
-    });
-    let options = GetOptions { range, ..GetOptions::default() };
-    let result = client.store.get_opts(&path, options).await.map_err(tell)?;
-    let info = info_of(&result);
-    let mut file = File::create(&download.to).map_err(|error| disk(&download.to, &error))?;
-    if info.range.1 <= 2 * PART {
-        let mut chunks = result.into_stream();
-        while let Some(chunk) = chunks.next().await {
-            file.write_all(&chunk.map_err(tell)?).map_err(|error| disk(&download.to, &error))?;
+    let (asked, last) = first_range(download.part);
+    let first = match client.store.get_opts(&path, GetOptions { range: asked, ..GetOptions::default() }).await {
+        // There is no range within an object of no bytes.
+        Err(error) if download.part.is_none() && is_outside(&error) => client.store.get(&path).await,
+        first => first,
+    };
+    let first = first.map_err(tell)?;
+    let mut info = info_of(&first);
+    let etag = first.meta.e_tag.clone();
+    let file = File::create(&download.to).map_err(|error| disk(&download.to, &error))?;
+    let (start, so_far) = (first.range.start, first.range.end);
+    let end = last.map_or(so_far, |last| last.min(first.meta.size));
+    info.range = (start, end - start);
+    let later = (so_far..end).step_by(PART as usize).map(|from| (from..end.min(from + PART), None));
+    let pieces = std::iter::once((start..so_far, Some(first))).chain(later).map(|(range, begun)| {
+        let (file, path, etag) = (&file, &path, etag.clone());
+        async move {
+            let (mut at, end) = (range.start - start, range.end - start);
+            let options = GetOptions { range: Some(range.into()), if_match: etag, ..GetOptions::default() };
+            let result = match begun {
+                Some(begun) => begun,
+                None => client.store.get_opts(path, options).await.map_err(tell)?,
+            };
+            let mut chunks = result.into_stream();
+            while let Some(chunk) = chunks.next().await {
+                let chunk = chunk.map_err(tell)?;
+                file.write_all_at(&chunk, at).map_err(|error| disk(&download.to, &error))?;
+                at += chunk.len() as u64;
+            }
+            if at == end { Ok(()) } else { Err(Problem::CutOff(format!("`{key}` came in part only"))) }
         }
-        return Ok(info);
-    }
-    drop(result);
-    let (start, end) = (info.range.0, info.range.0 + info.range.1);
-    let file = &file;
-    let parts = (start..end).step_by(PART as usize).map(|from| async move {
-        let bytes = whole_range(client, &path_of(key)?, from..end.min(from + PART)).await;
-        let bytes = bytes.map_err(|error| problem(remote, Doing::Read, key, &error))?;
-        file.write_all_at(&bytes, from - start).map_err(|error| disk(&download.to, &error))
     });
-    let mut parts = stream::iter(parts).buffer_unordered(PARTS_AT_ONCE);
-    while let Some(part) = parts.next().await {
-        part?;
+    let mut pieces = stream::iter(pieces).buffer_unordered(PARTS_AT_ONCE);
+    while let Some(piece) = pieces.next().await {
+        piece?;
     }
     Ok(info)
 }
 
-async fn whole_range(client: &Client, path: &ObjectPath, range: std::ops::Range<u64>) -> object_store::Result<Bytes> {
-    client.store.get_range(path, range).await
+/// What the first request asks for, and the end of everything that is wanted; `None` in its place
+/// where the first request brings all.
+fn first_range(part: Option<(u64, Option<i64>)>) -> (Option<GetRange>, Option<u64>) {
+    let (offset, end) = match part {
+        Some((_, Some(last))) if last < 0 => return (Some(GetRange::Suffix(last.unsigned_abs())), None),
+        Some((offset, Some(length))) => (offset, offset.saturating_add(length.unsigned_abs())),
+        Some((offset, None)) => (offset, u64::MAX),
+        None => (0, u64::MAX),
+    };
+    (Some(GetRange::Bounded(offset..end.min(offset.saturating_add(2 * PART)))), Some(end))
 }
 
 async fn upload_one(remote: &Remote, client: &Client, upload: &Upload, overwrite: bool) -> Result<bool, Problem> {
