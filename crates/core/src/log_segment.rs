@@ -42,6 +42,11 @@ impl RunKeys {
         format!("{}{number:06}", self.log_prefix(step, id))
     }
 
+    /// Somebody ended the attempt by hand; for layers that may not say so themselves.
+    pub fn killed(&self, step: &str, id: AttemptId) -> String {
+        format!("{}killed", self.log_prefix(step, id))
+    }
+
     /// A task's spec that is too long for a variable.
     pub fn spec(&self, step: &str, id: AttemptId) -> String {
         format!("{}/{step}/{id}.spec", self.folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from batch_tools import Answer, BatchApi, Body, Door, door, is_alive
-from harness import finish, nothing_left, start, wait_until, write_flow
+from harness import finish, nothing_left, run_flow, start, wait_until, write_flow
 
 pytestmark = pytest.mark.cluster
 
@@ -116,4 +116,52 @@ def test_what_cannot_be_ended_is_said(folder: Path, batch: dict[str, str]) -> No
     said = result.stdout + result.stderr
     assert "tasks of this run may still be running on AWS Batch" in said
     assert "batch kill --run-id" in said
+    nothing_left(folder, 2)
+
+
+KILLED = """
+    class Killed(FlowSpec):
+        @retry(times=3, minutes_between_retries=0)
+        @batch
+        @step
+        def start(self):
+            import time
+            print("asleep", flush=True)
+            time.sleep(600)
+            self.next(self.end)
+
+        @step
+        def end(self):
+            pass
+"""
+
+
+def test_what_was_killed_by_hand_is_not_tried_again(folder: Path, batch: dict[str, str]) -> None:
+    """Also where the service forgets who ended a job, as stand-ins for it do."""
+    submitted = []
+
+    def forget(operation: str, body: Body, forward: Forward) -> Answer:
+        status, answer = forward()
+        if operation == "submitjob":
+            submitted.append(answer["jobId"])
+        for job in answer["jobs"] if operation == "describejobs" else []:
+            if "by hand" in job.get("statusReason", ""):
+                job.update(status="RUNNING", statusReason="")
+        return status, answer
+
+    with door(batch["AWS_ENDPOINT_URL_BATCH"]) as service:
+        service.behaviour = forget
+        user = {"AWS_ENDPOINT_URL_BATCH": service.endpoint, "METAFLOW_USER": folder.name}
+        flow = write_flow(folder, KILLED)
+        process = start(folder, flow, "run", env={**batch, **user})
+        shown = ("logs", "1/start", "--stdout")
+        wait_until(
+            lambda: "asleep" in run_flow(folder, flow, *shown, env={**batch, **user}).stdout,
+            "a task that sleeps",
+            90,
+        )
+        run_flow(folder, flow, "batch", "kill", "--run-id", "1", env={**batch, **user}).ok()
+        result = finish(process, folder).exited(1)
+    assert "somebody ended the job: killed by hand, with `batch kill`" in result.stdout
+    assert len(submitted) == 1, result.stdout
     nothing_left(folder, 2)

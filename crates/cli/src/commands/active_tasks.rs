@@ -38,7 +38,7 @@ pub async fn active_tasks(context: &Context, command: TasksCommand) -> Result<()
     let (layer, verb) = (command.layer, command.verb);
     let filter = filter(context, command)?;
     match layer {
-        "batch" => carry_out(context, &batch::Batch::connect().await?, verb, &filter).await,
+        "batch" => carry_out(context, &batch::Batch::connect(context).await?, verb, &filter).await,
         _ => carry_out(context, &kubernetes::Kubernetes::connect(context).await?, verb, &filter).await,
     }
 }

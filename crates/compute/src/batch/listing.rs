@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use ferroflow_core::id::{AttemptId, TaskId};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -28,6 +29,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveTask {
     pub run: String,
+    pub step: String,
+    /// `None` for a job that is not of this version's making.
+    pub attempt: Option<AttemptId>,
+    /// Label of the metadata store that numbers its run.
+    pub metadata: String,
     pub job_name: String,
     pub job_id: String,
     /// As AWS Batch writes it: `RUNNABLE` …
@@ -85,10 +91,18 @@ fn of_job(job: &Value) -> Option<ActiveTask> {
     let status = text("status");
     UNFINISHED.contains(&status.as_str()).then(|| ActiveTask {
         run: parameter(job, "run_id").to_owned(),
+        step: parameter(job, "step_name").to_owned(),
+        attempt: attempt_of(job),
+        metadata: parameter(job, "metadata").to_owned(),
         job_name: text("jobName"),
         job_id: text("jobId"),
         status,
     })
+}
+
+fn attempt_of(job: &Value) -> Option<AttemptId> {
+    let task = TaskId(parameter(job, "task_id").parse().ok()?);
+    Some(AttemptId { task, attempt: parameter(job, "retry_count").parse().ok()? })
 }
 
 /// Ends tasks. Those that wait are gone at once; those that run get SIGTERM, and SIGKILL 30 seconds
@@ -132,7 +146,8 @@ mod tests {
             "jobId": "j-1", "jobName": "ann-F-3-train-2-0-0123456789", "status": "RUNNABLE",
             "parameters": {
                 "metaflow.flow_name": "F", "metaflow.user": "ann", "metaflow.run_id": "3",
-                "metaflow.metadata": metadata_label("here"),
+                "metaflow.metadata": metadata_label("here"), "metaflow.step_name": "train",
+                "metaflow.task_id": "2", "metaflow.retry_count": "0",
             },
         });
         let all = TaskFilter { flow: "F".into(), user: None, run: None, metadata: None };
@@ -152,6 +167,8 @@ mod tests {
         assert!(others.iter().all(|filter| !is_meant(filter, &job)));
         let task = of_job(&job).expect("it has not ended");
         assert_eq!((task.run.as_str(), task.job_id.as_str(), task.status.as_str()), ("3", "j-1", "RUNNABLE"));
+        let attempt = AttemptId { task: TaskId(2), attempt: 0 };
+        assert_eq!((task.step.as_str(), task.attempt), ("train", Some(attempt)));
         let over = json!({"jobId": "j-1", "status": "SUCCEEDED"});
         assert_eq!(of_job(&over), None);
     }

@@ -34,6 +34,7 @@ pub use admission::{Admission, Asked, admit};
 pub use api::{BatchFault, Service};
 pub use definition::Platform;
 use supervisor::Supervisor;
+pub use view::KILLED_BY_HAND;
 
 use crate::remote::{RemoteLayer, RunIdentity};
 

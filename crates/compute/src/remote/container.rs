@@ -104,12 +104,17 @@ impl Remote {
     }
 
     /// How an attempt ended, from the store: for layers whose containers have no termination
-    /// message (AWS Batch). `None` when the container ended without saying anything.
+    /// message (AWS Batch). `None` when the container ended without saying anything, and nobody had
+    /// marked it as killed by hand.
     pub async fn ending(&self, id: AttemptId) -> Result<Option<TerminationMessage>, ObjectError> {
         let Some(step) = self.step_of(id) else { return Ok(None) };
         let key = format!("{}end", self.keys.log_prefix(&step, id));
-        let data = self.objects.get_from(&key, 0).await?;
-        Ok(data.and_then(|data| ending::termination_message(&String::from_utf8_lossy(&data))))
+        let said = self.objects.get_from(&key, 0).await?;
+        if let Some(message) = said.and_then(|data| ending::termination_message(&String::from_utf8_lossy(&data))) {
+            return Ok(Some(message));
+        }
+        let mark = self.objects.get_from(&self.keys.killed(&step, id), 0).await?;
+        Ok(mark.map(|reason| ending::killed_by_hand(&String::from_utf8_lossy(&reason))))
     }
 
     async fn code(&self) -> Result<&Uploaded, ObjectError> {

@@ -49,6 +49,19 @@ pub fn message_of_exit_code(code: i32, image: &str) -> Option<TerminationMessage
     })
 }
 
+/// What stands for the message of a container that somebody ended by hand before it said anything.
+pub fn killed_by_hand(reason: &str) -> TerminationMessage {
+    TerminationMessage {
+        outcome: None,
+        exit: ProcessExit::Signal(9),
+        usage: Usage::default(),
+        cause: Some(Cause::new(CauseKind::Killed, format!("somebody ended the job: {reason}"))),
+        sign_again: false,
+        log_is_short: true,
+        metadata: Vec::new(),
+    }
+}
+
 /// The cause when a container could not even be started because its image has no Python; `error`
 /// is the runtime's message (containerd, CRI-O, Docker), `None` when it says something else.
 pub fn no_interpreter(error: &str, image: &str, interpreter: &str) -> Option<Cause> {

@@ -31,7 +31,7 @@ impl Read {
         let by_signal = |exit: ProcessExit| matches!(exit, ProcessExit::Signal(9 | 15));
         match (&self.ending, &self.spoken) {
             (Ending::Taken(cause), _) if cause.kind == CauseKind::Killed => false,
-            (_, Ok(Some(said))) => by_signal(said.exit),
+            (_, Ok(Some(said))) => killed(said).is_none() && by_signal(said.exit),
             (Ending::Taken(_), _) => true,
             (Ending::Ran { exit, .. }, _) => by_signal(*exit) || *exit == ProcessExit::Code(0),
         }
@@ -162,6 +162,11 @@ impl Supervisor {
     }
 }
 
+/// The cause of an end by somebody's hand.
+fn killed(said: &TerminationMessage) -> Option<Cause> {
+    said.cause.clone().filter(|cause| cause.kind == CauseKind::Killed)
+}
+
 /// What the service and the container say together; the service alone knows of memory, time and
 /// lost instances.
 fn report(
@@ -170,6 +175,9 @@ fn report(
     stop: Option<StopSignal>,
 ) -> Result<AttemptReport, Cause> {
     let nothing = |exit, cause| AttemptReport { outcome: None, exit, usage: Usage::default(), cause };
+    if let Some(cause) = spoken.as_ref().and_then(killed).filter(|_| stop.is_none()) {
+        return Err(cause);
+    }
     match (ending, spoken) {
         (_, None) if stop.is_some() => {
             let signal = if stop == Some(StopSignal::Kill) { 9 } else { 15 };
