@@ -40,13 +40,14 @@ impl<'a> Batch<'a> {
     async fn leave_word(&self, tasks: &[ActiveTask]) {
         let marks = self.marks(tasks);
         let write = async {
-            for some in marks.chunks(AT_ONCE) {
-                let mut writes = JoinSet::new();
-                for (key, objects) in some.iter().cloned() {
-                    writes.spawn(async move { objects.put(&key, KILLED_BY_HAND.into(), false).await });
+            let mut writes = JoinSet::new();
+            for (key, objects) in marks {
+                if writes.len() >= AT_ONCE {
+                    let _as_well_as_it_goes = writes.join_next().await;
                 }
-                let _as_well_as_it_goes = writes.join_all().await;
+                writes.spawn(async move { objects.put(&key, KILLED_BY_HAND.into(), false).await });
             }
+            let _as_well_as_it_goes = writes.join_all().await;
         };
         let _in_time = tokio::time::timeout(PATIENCE, write).await;
     }
