@@ -162,6 +162,7 @@ def test_what_was_killed_by_hand_is_not_tried_again(folder: Path, batch: dict[st
         )
         run_flow(folder, flow, "batch", "kill", "--run-id", "1", env={**batch, **user}).ok()
         result = finish(process, folder).exited(1)
-    assert "somebody ended the job: killed by hand" in result.stdout + result.stderr
+    said = result.stdout + result.stderr
+    assert "Somebody ended the job: killed by hand" in said, said
     assert len(submitted) == 1, result.stdout
     nothing_left(folder, 2)
