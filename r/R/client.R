@@ -217,8 +217,13 @@ task_client <- generator("task_client", function(step, task_id = NULL) {
     found
   }
   row()
-  pack <- function() pack_of(parts[1], parts[2], row())
-  names_of <- function() sort(setdiff(grep("^_", native(wrap__rs_pack_names, pack()), value = TRUE, invert = TRUE), "name"))
+  stored <- function() pack_of(parts[1], parts[2], row())
+  names_in_pack <- function(stored) if (!is.null(stored)) native(wrap__rs_pack_names, state_of(stored)$pack)
+  names_of <- function() {
+    held <- stored()
+    if (is.null(held)) character() else sort(grep("^_", names(held), value = TRUE, invert = TRUE))
+  }
+  read <- function(stored, name) read_artifact(state_of(stored)$pack, name, stored)
   entries <- function() native(wrap__rs_task_metadata, datastore_root(), parts[1], parts[2], number)
   fields <- list(
     id = function() parts[4],
@@ -231,8 +236,13 @@ task_client <- generator("task_client", function(step, task_id = NULL) {
     successful = function() isTRUE(row()$ok),
     artifacts = names_of,
     exception = function() {
-      held <- pack()
-      if ("_exception" %in% native(wrap__rs_pack_names, held)) read_artifact(held, "_exception")
+      held <- stored()
+      cause <- row()$cause
+      if ("_exception" %in% names_in_pack(held)) {
+        read(held, "_exception")
+      } else if (is.null(held) && !is.null(cause)) {
+        list(type = cause$kind, message = cause$text, traceback = NULL)
+      }
     },
     index = function() if (length(row()$foreach_path) > 0) as.integer(rev(unlist(row()$foreach_path))[1]),
     code = function() NULL,
@@ -249,22 +259,34 @@ task_client <- generator("task_client", function(step, task_id = NULL) {
   )
   methods <- list(
     artifact = function(name) {
-      held <- pack()
-      if (!name %in% native(wrap__rs_pack_names, held)) {
+      held <- stored()
+      if (is.null(held)) {
+        not_found("task `%s` has no artifact `%s`: it %s", path, name, ending(row()))
+      }
+      if (!name %in% names_in_pack(held)) {
         not_found("task `%s` has no artifact `%s`.%s", path, name, near_match(name, names_of()))
       }
-      read_artifact(held, name)
+      read(held, name)
     },
     summary = function() {
       say("task", path)
       say("state", row()$state)
+      say("cause", row()$cause$text)
       say("created at", format(time_of(row()$created_at)))
       say("finished at", format(time_of(row()$finished_at)))
-      say("artifacts", if (isTRUE(row()$ok)) names_of())
+      say("artifacts", names_of())
     }
   )
   client_object("task_client", fields, methods)
 })
+
+# Why a task has stored nothing.
+ending <- function(row) {
+  if (is.null(row$finished_at)) {
+    return("has not finished")
+  }
+  paste0("ended before it stored anything", if (!is.null(row$cause)) paste0(" (", row$cause$text, ")"))
+}
 
 stats_named <- function(values, names) {
   names(values) <- names

@@ -41,10 +41,18 @@ location_of <- function(flow, run) {
 # A clone's pack and logs are its origin's.
 data_of <- function(run, row) if (is.null(row$data)) list(run = run, task = row$task, attempt = row$attempt) else row$data
 
+# What an attempt stored, opened; NULL when it was stopped before it stored anything.
 pack_of <- function(flow, run, row) {
+  place <- stored_place(flow, run, row)
+  open <- if (isTRUE(row$ok)) wrap__rs_open_packs else wrap__rs_find_packs
+  opened <- native(open, place$spec$root, flow, to_json(place$reference))
+  if (!is.null(opened)) new_input(opened[[1]], place$spec, place$reference, 1L)
+}
+
+stored_place <- function(flow, run, row) {
   data <- data_of(run, row)
   reference <- list(run = data$run, step = row$step, tasks = list(list(data$task, data$task, data$attempt)))
-  native(wrap__rs_open_packs, location_of(flow, run), flow, to_json(reference))[[1]]
+  list(spec = list(root = location_of(flow, run), flow = flow), reference = reference)
 }
 
 log_of <- function(flow, run, row, stderr) {

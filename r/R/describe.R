@@ -59,9 +59,9 @@ plain_attribute <- function(value) {
 
 describe_parameter <- function(parameter, lines) {
   list(
-    name = parameter$name, attribute = parameter$attribute, type = parameter$kind, help = parameter$help,
+    name = parameter$name, attribute = parameter$attribute, type = if (parameter$kind == "date") "str" else parameter$kind, help = parameter$help,
     required = parameter$required && is.null(parameter$default), default_text = default_text(parameter),
-    show_default = TRUE, separator = parameter$separator, multiple = FALSE, is_flag = parameter$is_flag,
+    show_default = TRUE, separator = if (parameter$kind == "str") parameter$separator, multiple = FALSE, is_flag = parameter$is_flag,
     line = line_of(lines$parameters, parameter$name)
   )
 }
@@ -77,7 +77,8 @@ default_text <- function(parameter) {
   if (is.list(default)) {
     return(to_json(default))
   }
-  paste(format(default, digits = 15, trim = TRUE), collapse = if (is.null(parameter$separator)) ", " else parameter$separator)
+  text <- if (inherits(default, c("Date", "factor"))) as.character(default) else option_text(default)
+  paste(text, collapse = parameter$separator)
 }
 
 line_of <- function(lines, name) {
@@ -139,6 +140,9 @@ first_problem <- function(flow, script) {
   list(message = problem$message, line = line_of(script_lines(script)$steps, problem$step))
 }
 
+# A `next_step` that is no text was told of before.
+targets_of <- function(step) if (is.character(step$next_step)) step$next_step
+
 graph_problems <- function(flow) {
   names <- names(flow$steps)
   problems <- list()
@@ -155,9 +159,43 @@ graph_problems <- function(flow) {
     if (step$name == "end" && !is.null(step$next_step)) {
       note("end", "The end step `end` has a `next_step`; the flow is over there. Remove it.")
     }
-    for (target in setdiff(step$next_step, names)) {
+    for (target in setdiff(as.character(targets_of(step)), names)) {
       note(step$name, sprintf("Step `%s` leads to `%s`, which is not a step.%s", step$name, target, near_match(target, names)))
     }
   }
+  c(problems, join_problems(flow))
+}
+
+# What the engine would tell in Python's words.
+join_problems <- function(flow) {
+  parents_of <- function(name) names(Filter(function(step) name %in% targets_of(step), flow$steps))
+  problems <- list()
+  for (step in flow$steps) {
+    parents <- parents_of(step$name)
+    circle <- circle_of(flow, step$name)
+    message <- if (length(parents) == 0 && step$name != "start") {
+      sprintf("Step `%s` is not reached from the step `start`: name it in the `next_step` of another step, or remove it.", step$name)
+    } else if (!is.null(circle)) {
+      sprintf("The flow runs in a circle: %s. It goes from `start` to `end`, each step once.", paste(circle, collapse = "->"))
+    } else if (length(parents) > 1 && !step$join) {
+      sprintf("Steps %s lead to `%s`, which is not a join: say join = TRUE, and let its function take `self` and `inputs`.",
+        paste0("`", parents, "`", collapse = " and "), step$name)
+    }
+    if (!is.null(message)) problems[[length(problems) + 1]] <- list(step = step$name, message = message)
+  }
   problems
+}
+
+# The steps by which a step is reached from itself; NULL if it is not.
+circle_of <- function(flow, name, path = name) {
+  for (target in targets_of(flow$steps[[path[length(path)]]])) {
+    if (target == name) {
+      return(c(path, name))
+    }
+    if (target %in% path || !target %in% names(flow$steps)) next
+    found <- circle_of(flow, name, c(path, target))
+    if (!is.null(found)) {
+      return(found)
+    }
+  }
 }

@@ -2,8 +2,14 @@
 
 .most_calls <- 40L
 .accessors <- c(
-  "self_get", "self_set", "input_get", "artifact_name", "metaflow_artifact", "read_artifact",
+  "self_get", "self_set", "input_get", "artifact_name", "metaflow_artifact", "read_artifact", "opened_input", "open_packs",
   paste0(c("$", "[[", "$<-", "[[<-"), ".metaflow_self"), paste0(c("$", "[["), ".metaflow_input")
+)
+
+# How R, and rlang, come from an error (or a warning that is one) to its handlers.
+.signalling <- c(
+  ".handleSimpleError", "h", "stop", "stop_metaflow", "native", "signalCondition", "signal_abort", "doWithOneRestart",
+  "withOneRestart", "withRestarts", ".signalSimpleWarning", "warning"
 )
 
 # Evaluates code; a failure with the calls that led to it, or NULL.
@@ -53,15 +59,19 @@ users_calls <- function(calls) {
   while (length(calls) > 0 && identical(calls[[1]][[1]], quote(eval))) calls <- calls[-1]
   is_signal <- vapply(calls, function(call) {
     name <- if (is.name(call[[1]])) as.character(call[[1]]) else ""
-    name %in% c(".handleSimpleError", "h", "stop", "stop_metaflow", "native") || is.function(call[[1]])
+    name %in% .signalling || is.function(call[[1]])
   }, NA)
   last <- length(calls)
   while (last > 0 && is_signal[last]) last <- last - 1
   calls <- calls[seq_len(last)]
-  drop <- vapply(calls, function(call) {
-    is.name(call[[1]]) && as.character(call[[1]]) %in% .accessors
-  }, NA)
+  drop <- vapply(calls, is_access, NA)
   calls[!drop]
+}
+
+# Ours, or what R makes of `self$x <- value`.
+is_access <- function(call) {
+  name <- if (is.name(call[[1]])) as.character(call[[1]]) else ""
+  name %in% .accessors || (name %in% c("$<-", "[[<-") && identical(call[[2]], quote(`*tmp*`)))
 }
 
 one_line <- function(call) {

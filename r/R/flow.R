@@ -33,7 +33,9 @@ decorators_in <- function(arguments, call) {
     named <- names(arguments)[!is_decorator]
     first <- if (length(named) > 0 && nzchar(named[1])) named[1] else NULL
     known <- c("step", "r_function", "next_step", "foreach", "join", "parameter", "required", "help", "default", "type")
-    message <- if (is.null(first)) {
+    message <- if (is.null(first) && call == "step" && is_text(arguments[!is_decorator][[1]])) {
+      sprintf("step() takes the step's name as `step`: step(step = \"%s\", ...)", arguments[!is_decorator][[1]])
+    } else if (is.null(first)) {
       sprintf("%s() got a %s where it takes decorators, such as resources(memory = 8000)",
         call, class(arguments[!is_decorator][[1]])[1])
     } else {
@@ -65,6 +67,7 @@ check_flow <- function(flow, call) {
 #' @return The flow.
 #' @export
 step <- function(flow, ..., step, r_function = NULL, foreach = NULL, join = FALSE, next_step = NULL) {
+  if (missing(flow)) flow <- NULL
   check_flow(flow, "step")
   decorators <- decorators_in(list(...), "step")
   if (missing(step) || !is_text(step) || !grepl("^[A-Za-z_][A-Za-z0-9_]*$", step)) {
@@ -143,9 +146,11 @@ argument_words <- function(arguments) {
 #' @param parameter Name of the parameter.
 #' @param required Whether a run must be given a value.
 #' @param help Text for `--help`.
-#' @param separator A text at which the value is split.
-#' @param default Value of runs that give none; a function is called when a run starts.
-#' @param type `"str"`, `"int"`, `"float"`, `"bool"` or `"json"`; by default that of `default`.
+#' @param separator A text at which the value is split; a comma, if `default` has several values.
+#' @param default Value of runs that give none: text, numbers, TRUE or FALSE, a `Date`, or a list, which is
+#'   given as JSON. A function is called when a run starts.
+#' @param type `"str"`, `"int"`, `"float"`, `"bool"` or `"json"`; by default that of `default`, or of
+#'   what it returns.
 #' @param is_flag Whether it is an option without a value.
 #' @return The flow.
 #' @export
@@ -161,15 +166,54 @@ parameter <- function(flow, parameter, required = FALSE, help = NULL, separator 
     stop_metaflow(sprintf("the type of parameter `%s` is one of \"%s\"", parameter, paste(kinds, collapse = "\", \"")),
       "metaflow_usage_error")
   }
+  check_parameter_name(flow, parameter)
+  check_default(parameter, default)
   kind <- if (is.null(type)) kind_of_default(default, is_flag) else sub("jsontype", "json", tolower(type))
+  if (is.null(separator) && is.atomic(default) && length(default) > 1) separator <- ","
   flow$parameters[[length(flow$parameters) + 1]] <- list(
     name = parameter, attribute = gsub("-", "_", parameter), required = isTRUE(required), help = help,
-    separator = separator, default = default, kind = kind, is_flag = isTRUE(is_flag)
+    separator = separator, default = default, kind = kind, is_flag = isTRUE(is_flag),
+    kind_of_value = is.null(type) && is.function(default)
   )
   flow
 }
 
-kind_of_default <- function(default, is_flag) {
+.reserved_parameters <- c(
+  "params", "with", "tag", "namespace", "obj", "tags", "decospecs", "run_id_file", "max_num_splits", "max_workers",
+  "max_log_size", "user_namespace", "run_id", "task_id", "runner_attribute_file", "help", "input", "index"
+)
+
+check_parameter_name <- function(flow, parameter) {
+  attribute <- gsub("-", "_", parameter)
+  if (attribute %in% c(.reserved_parameters, .own_of_task)) {
+    stop_metaflow(sprintf("parameter name `%s` is a reserved word: give the parameter another name", parameter),
+      "metaflow_usage_error")
+  }
+  if (!is.null(parameter_named(flow, parameter))) {
+    stop_metaflow(sprintf("parameter `%s` is there twice; give one of them another name", parameter), "metaflow_usage_error")
+  }
+}
+
+check_default <- function(parameter, default) {
+  plain <- is.null(default) || is.logical(default) || is.numeric(default) || is.character(default) || is.list(default)
+  known <- is.function(default) || inherits(default, c("Date", "factor")) || (plain && (!is.object(default) || is.character(default)))
+  if (!known) {
+    stop_metaflow(sprintf(
+      "the default of parameter `%s` is a %s: it may be text, numbers, TRUE or FALSE, a Date, a list, or a function that returns one",
+      parameter, class(default)[1]), "metaflow_usage_error")
+  }
+}
+
+kind_of_default <- function(default, is_flag = FALSE) {
+  if (inherits(default, "Date")) {
+    return("date")
+  }
+  if (is.list(default)) {
+    return("json")
+  }
+  if (is.factor(default)) {
+    return("str")
+  }
   if (isTRUE(is_flag) || is.logical(default)) {
     return("bool")
   }

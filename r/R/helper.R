@@ -51,10 +51,11 @@ convert_parameters <- function(flow, given, user) {
 }
 
 parameter_value <- function(parameter, texts, flow_name, user) {
+  default <- parameter$default
   if (length(texts) > 0) {
+    if (parameter$kind_of_value) parameter$kind <- kind_of_function(parameter, flow_name, user)
     return(one_value(parameter, texts[[length(texts)]]))
   }
-  default <- parameter$default
   if (is.function(default)) {
     return(value_of_function(parameter, flow_name, user))
   }
@@ -67,6 +68,11 @@ parameter_value <- function(parameter, texts, flow_name, user) {
   one_value(parameter, default)
 }
 
+# What is given is of the kind that the default would have been.
+kind_of_function <- function(parameter, flow_name, user) {
+  tryCatch(kind_of_default(value_of_function(parameter, flow_name, user)), metaflow_parameter_error = function(e) "str")
+}
+
 value_of_function <- function(parameter, flow_name, user) {
   context <- list(flow_name = flow_name, user_name = user, parameter_name = parameter$name)
   f <- parameter$default
@@ -74,7 +80,7 @@ value_of_function <- function(parameter, flow_name, user) {
     stop_metaflow(sprintf("the default of parameter `%s` is a function that failed: %s", parameter$name, conditionMessage(e)),
       "metaflow_parameter_error")
   })
-  if (is.null(value)) NULL else one_value(parameter, value)
+  if (is.null(value) || parameter$kind_of_value) value else one_value(parameter, value)
 }
 
 one_value <- function(parameter, given) {
@@ -82,35 +88,36 @@ one_value <- function(parameter, given) {
     stop_metaflow(sprintf("Invalid value for '--%s': '%s' is not a valid %s.", parameter$name, paste(given, collapse = " "), kind),
       "metaflow_usage_error")
   }
+  if (!is.null(parameter$separator) && is_text(given) && parameter$kind != "json") given <- split_text(given, parameter$separator)
   switch(parameter$kind,
+    date = date_value(given, bad),
     bool = bool_value(parameter, given, bad),
     int = integer_value(given, bad),
     float = float_value(given, bad),
     json = json_value(parameter, given),
-    split_text(parameter, given)
+    as.character(given)
   )
 }
 
-split_text <- function(parameter, given) {
-  text <- as.character(given)
-  if (is.null(parameter$separator) || length(text) != 1 || text == "") {
-    return(text)
+split_text <- function(text, separator) if (text == "") text else strsplit(text, separator, fixed = TRUE)[[1]]
+
+date_value <- function(given, bad) {
+  if (inherits(given, "Date")) {
+    return(given)
   }
-  strsplit(text, parameter$separator, fixed = TRUE)[[1]]
+  tryCatch(as.Date(trimws(given), optional = FALSE), error = function(e) bad("date, such as 2020-12-31"))
 }
 
 bool_value <- function(parameter, given, bad) {
   if (is.logical(given)) {
     return(given)
   }
-  word <- tolower(trimws(given))
-  if (parameter$is_flag && word == "") {
+  words <- tolower(trimws(given))
+  if (parameter$is_flag && identical(words, "")) {
     return(TRUE)
   }
-  if (word %in% c("1", "true", "t", "yes", "y", "on")) {
-    return(TRUE)
-  }
-  if (word %in% c("0", "false", "f", "no", "n", "off")) FALSE else bad("boolean")
+  yes <- words %in% c("1", "true", "t", "yes", "y", "on")
+  if (all(yes | words %in% c("0", "false", "f", "no", "n", "off"))) yes else bad("boolean")
 }
 
 # R's integers have 32 bits; larger ones are doubles.
@@ -119,7 +126,7 @@ integer_value <- function(given, bad) {
     number <- trunc(given)
   } else {
     text <- gsub("_", "", trimws(given))
-    if (!grepl("^[+-]?[0-9]+$", text)) bad("integer")
+    if (!all(grepl("^[+-]?[0-9]+$", text))) bad("integer")
     number <- as.numeric(text)
   }
   if (all(abs(number) <= .Machine$integer.max, na.rm = TRUE)) as.integer(number) else number
@@ -131,8 +138,8 @@ float_value <- function(given, bad) {
   }
   text <- trimws(given)
   number <- suppressWarnings(as.numeric(text))
-  if (is.na(number) && !tolower(text) %in% c("nan", "+nan", "-nan")) bad("float")
-  if (is.na(number)) NaN else number
+  if (any(is.na(number) & !tolower(text) %in% c("nan", "+nan", "-nan"))) bad("float")
+  ifelse(is.na(number), NaN, number)
 }
 
 json_value <- function(parameter, given) {
@@ -147,7 +154,7 @@ json_value <- function(parameter, given) {
 
 write_parameters <- function(flow, values, request) {
   pack <- native(wrap__rs_new_pack, store_text(request$store), request$flow, request$run, "_parameters", 0, 0L)
-  write_artifact(pack, "name", flow$name)
+  if (!"name" %in% names(values)) write_artifact(pack, "name", flow$name)
   for (name in names(values)) write_artifact(pack, name, values[[name]])
   outcome <- list(ok = TRUE, success = TRUE, transition = list(targets = list()))
   native(wrap__rs_commit, pack, to_json(outcome))
@@ -185,7 +192,7 @@ dump_task <- function(root, task, request) {
     text <- "< artifact too large >"
     if (wanted) {
       text <- tryCatch({
-        value <- read_artifact(pack, name)
+        value <- read_artifact(pack, name, new_input(pack, list(root = root, flow = task$flow), reference, 1L))
         if (!is.null(request$file)) found$values[name] <- list(value)
         value_text(value)
       }, error = function(e) {

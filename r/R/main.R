@@ -22,8 +22,9 @@
 #' @param flow The flow, usually piped in.
 #' @param ... Values of the flow's parameters, and any of: `resume` (TRUE or the name of a step),
 #'   `origin_run_id`, `batch` or `kubernetes` (TRUE, `"list"` or `"kill"`, with `my_runs`, `run_id` and
-#'   `user`), `with`, `tag`, `max_workers`, `max_num_splits`, `package_suffixes`, `logs` (`"run/step"`),
-#'   `show`, `help`, and `other_args` (further arguments as one would type them).
+#'   `user`), `with`, `tag`, `max_workers`, `max_num_splits`, `max_log_size`, `package_suffixes`, `datastore`,
+#'   `datastore_root`, `logs` (`"run/step"`), `show`, `help`, `quiet`, and `other_args` (further arguments as one
+#'   would type them). Several values are a vector.
 #' @return In a session, the exit code, invisibly.
 #' @export
 run <- function(flow = NULL, ...) {
@@ -89,7 +90,7 @@ script_file <- function() {
   if (length(argument) == 0) {
     return(NULL)
   }
-  file <- sub("^--file=", "", argument[1])
+  file <- typed_script()
   if (!grepl("^/", file)) file <- file.path(.state$directory, file)
   if (file.exists(file)) file else NULL
 }
@@ -126,6 +127,7 @@ start <- function(flow, script, arguments) {
 
 # What a fork of this process does; never returns to the script.
 act <- function(flow, role) {
+  if (role$role != "over") start_ticks()
   status <- switch(role$role,
     helper = serve_as_helper(flow),
     task = run_forked_task(flow, role),
@@ -162,15 +164,24 @@ hello_of <- function(flow, script, arguments) {
   )
 }
 
-typed_script <- function() sub("^--file=", "", grep("^--file=", commandArgs(), value = TRUE)[1])
+# Between Rscript and R a space in a file's name is written so.
+.space <- "~+~"
+
+typed_script <- function() {
+  file <- sub("^--file=", "", grep("^--file=", commandArgs(), value = TRUE)[1])
+  gsub(.space, " ", file, fixed = TRUE)
+}
+
+file_argument <- function(file) paste0("--file=", gsub(" ", .space, file, fixed = TRUE))
 
 # How to start a process like this one (`server::Origin`).
 origin <- function(flow, script) {
+  stop_ticks()
   arguments <- commandArgs()
   own <- cumsum(arguments == "--args") == 0
   command <- arguments[own]
   command[1] <- file.path(R.home("bin"), "R")
-  command[grepl("^--file=", command)] <- paste0("--file=", script)
+  command[grepl("^--file=", command)] <- file_argument(script)
   to_json(list(
     command = as.list(command),
     directory = .state$directory,
@@ -205,7 +216,7 @@ seeds_of <- function(flow, script) {
   variables <- paste0(c(.twin_variable, .flow_variable), "=", c(file, flow$name))
   arguments <- commandArgs()
   arguments <- arguments[cumsum(arguments == "--args") == 0][-1]
-  arguments[grepl("^--file=", arguments)] <- paste0("--file=", script)
+  arguments[grepl("^--file=", arguments)] <- file_argument(script)
   system2(file.path(R.home("bin"), "R"), shQuote(arguments), stdout = FALSE, stderr = FALSE, env = variables)
   other <- tryCatch(suppressWarnings(readRDS(file)), error = function(e) NULL)
   unlink(file)

@@ -41,7 +41,7 @@ near_match <- function(name, names) {
   }
   distance <- utils::adist(name, names)[1, ]
   best <- which.min(distance)
-  if (distance[best] <= max(1, nchar(name) %/% 3)) sprintf(" Did you mean `%s`?", names[best]) else ""
+  if (distance[best] <= max(1, (nchar(name) + 1) %/% 3)) sprintf(" Did you mean `%s`?", names[best]) else ""
 }
 
 # One text, and valid UTF-8 whatever bytes it was made of.

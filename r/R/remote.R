@@ -35,7 +35,7 @@ container_settings <- function(spec) {
     lease_seconds = as.numeric(Sys.getenv("FERROFLOW_LEASE_SECONDS")),
     time_limit = if (nzchar(limit)) as.numeric(limit),
     termination_log = Sys.getenv("FERROFLOW_TERMINATION_LOG", "/dev/termination-log"),
-    command = list(file.path(R.home("bin"), "R"), "--no-echo", "--no-restore", paste0("--file=", flow_file_in_container())),
+    command = list(file.path(R.home("bin"), "R"), "--no-echo", "--no-restore", file_argument(flow_file_in_container())),
     environment = as.list(environment_of_task(spec))
   )
 }

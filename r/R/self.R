@@ -6,18 +6,26 @@
   "_task_ok", "_transition"
 )
 
+# What a task has of the user's. Every task has an artifact `name`: the flow's, unless the user set it.
+users_names <- function(pack, flow) {
+  names <- setdiff(native(wrap__rs_pack_names, pack), .own_of_task)
+  flows <- c(preview(flow), sprintf("'%s'", flow))
+  is_flows <- "name" %in% names && native(wrap__rs_pack_info, pack, "name")$preview %in% flows
+  if (is_flows) setdiff(names, "name") else names
+}
+
 open_packs <- function(spec, reference) {
   native(wrap__rs_open_packs, spec$root, spec$flow, to_json(reference))
 }
 
-# Reads an artifact as an R value.
-read_artifact <- function(pack, name, where = NULL) {
+# Reads an artifact as an R value; `reader` is what a `self` in it becomes.
+read_artifact <- function(pack, name, reader) {
   answer <- native(wrap__rs_pack_read, pack, name)
   if ("value" %in% names(answer)) {
     return(answer$value)
   }
   if (!is.null(answer$serialized)) {
-    return(unserialize(answer$serialized))
+    return(unserialize_value(answer$serialized, reader))
   }
   info <- native(wrap__rs_pack_info, pack, name)
   stop_metaflow(
@@ -31,11 +39,11 @@ read_artifact <- function(pack, name, where = NULL) {
 
 # Binds a name to an artifact that is read on first use.
 bind_artifact <- function(into, name, pack, state) {
-  delayedAssign(name, metaflow_artifact(pack, name, state), environment(), into)
+  delayedAssign(name, metaflow_artifact(pack, name, state, into), environment(), into)
 }
 
-metaflow_artifact <- function(pack, name, state) {
-  value <- read_artifact(pack, name)
+metaflow_artifact <- function(pack, name, state, reader) {
+  value <- read_artifact(pack, name, reader)
   state$read[[name]] <- TRUE
   value
 }
@@ -64,7 +72,7 @@ inherit <- function(self, state) {
   spec <- state$spec
   reference <- if (spec$join || length(spec$inputs) == 0) spec$parameters else spec$inputs[[1]]
   pack <- open_packs(spec, reference)[[1]]
-  names <- setdiff(native(wrap__rs_pack_names, pack), c(.own_of_task, "name"))
+  names <- users_names(pack, spec$flow)
   if (spec$join) names <- intersect(names, state$read_only)
   for (name in names) adopt(self, state, name, pack)
 }
@@ -90,7 +98,7 @@ self_get <- function(self, name) {
   if (name == "name") {
     return(state_of(self)$spec$flow)
   }
-  known <- setdiff(ls(self), "name")
+  known <- ls(self)
   stop_metaflow(
     sprintf("flow `%s` has no artifact `%s` in step `%s`: set self$%s here or in a step before.%s",
       state_of(self)$spec$flow, name, state_of(self)$spec$step, name, near_match(name, known)),
@@ -107,8 +115,9 @@ self_set <- function(self, name, value) {
       "metaflow_usage_error"
     )
   }
-  if (name %in% c("input", "index")) {
-    stop_metaflow(sprintf("self$%s is the foreach's; assign to an artifact of another name", name), "metaflow_usage_error")
+  if (name %in% c("input", "index", .own_of_task)) {
+    whose <- if (name %in% .own_of_task) "kept by Metaflow itself" else "the foreach's"
+    stop_metaflow(sprintf("self$%s is %s; assign to an artifact of another name", name, whose), "metaflow_usage_error")
   }
   assign(name, value, envir = self)
   self
@@ -158,19 +167,19 @@ foreach_input <- function(self) {
     return(NULL)
   }
   if (is.null(state$item)) {
-    state$item <- list(read_item(state$spec, stack[[length(stack)]]))
+    state$item <- list(read_item(state$spec, stack[[length(stack)]], self))
   }
   state$item[[1]]
 }
 
 # The item of one level of foreach, read from the task that split.
-read_item <- function(spec, frame) {
+read_item <- function(spec, frame, reader) {
   pack <- open_packs(spec, frame$source)[[1]]
   own <- native(wrap__rs_pack_item, pack, frame$variable, as.numeric(frame$index))
   if (!is.null(own)) {
-    return(unserialize(own))
+    return(unserialize_value(own, reader))
   }
-  read_artifact(pack, frame$variable)[[frame$index + 1]]
+  read_artifact(pack, frame$variable, reader)[[frame$index + 1]]
 }
 
 # Inputs of a join: by the name of the step for branches, in the order of the items for a foreach.
@@ -179,28 +188,45 @@ inputs_of <- function(flow, spec) {
   # After a resume a foreach's tasks may come in several references.
   branches <- length(unique(vapply(spec$inputs, function(each) each$step, ""))) > 1
   for (reference in spec$inputs) {
-    opened <- lapply(open_packs(spec, reference), new_input, flow = flow, spec = spec, step = reference$step)
+    packs <- open_packs(spec, reference)
+    opened <- lapply(seq_along(packs), function(i) new_input(packs[[i]], spec, reference, i))
     if (branches) names(opened) <- rep(reference$step, length(opened))
     inputs <- c(inputs, opened)
   }
   inputs
 }
 
-new_input <- function(pack, flow, spec, step) {
+# The task at a position of a reference.
+new_input <- function(pack, spec, reference, position) {
+  input <- empty_input(spec, reference, position)
+  state <- state_of(input)
+  state$pack <- bind_input(input, pack)
+  input
+}
+
+empty_input <- function(spec, reference, position) {
   state <- new.env(parent = emptyenv())
   state$spec <- spec
-  state$step <- step
-  state$pack <- pack
+  state$step <- reference$step
+  state$reference <- reference
+  state$position <- position
   state$read <- list()
   input <- new.env(parent = emptyenv())
   attr(input, "state") <- state
   class(input) <- "metaflow_input"
-  for (name in setdiff(native(wrap__rs_pack_names, pack), .own_of_task)) bind_artifact(input, name, pack, state)
   input
+}
+
+bind_input <- function(input, pack) {
+  state <- state_of(input)
+  for (name in setdiff(native(wrap__rs_pack_names, pack), .own_of_task)) bind_artifact(input, name, pack, state)
+  pack
 }
 
 input_get <- function(input, name) {
   state <- state_of(input)
+  # An input that a stored function held is opened now.
+  state$pack
   if (name %in% c("input", "index")) {
     stack <- if ("_foreach_stack" %in% native(wrap__rs_pack_names, state$pack)) {
       stack_of(state$pack)
@@ -210,19 +236,19 @@ input_get <- function(input, name) {
     if (name == "index") {
       return(foreach_index(stack))
     }
-    return(if (length(stack) > 0) read_item(state$spec, stack[[length(stack)]]))
+    return(if (length(stack) > 0) read_item(state$spec, stack[[length(stack)]], input))
   }
   if (exists(name, envir = input, inherits = FALSE)) {
     return(get(name, envir = input, inherits = FALSE))
   }
   stop_metaflow(
     sprintf("step `%s` has no artifact `%s`: set self$%s there, or in a step before.%s",
-      state$step, name, name, near_match(name, ls(input))),
+      state$step, name, name, near_match(name, names(input))),
     "metaflow_missing_artifact"
   )
 }
 
-stack_of <- function(pack) from_json(to_json(read_artifact(pack, "_foreach_stack")))
+stack_of <- function(pack) from_json(to_json(read_artifact(pack, "_foreach_stack", NULL)))
 
 #' @export
 `$.metaflow_input` <- function(x, name) input_get(x, name)
@@ -231,11 +257,14 @@ stack_of <- function(pack) from_json(to_json(read_artifact(pack, "_foreach_stack
 `[[.metaflow_input` <- function(x, i, ...) input_get(x, artifact_name(i))
 
 #' @export
-names.metaflow_input <- function(x) ls(x)
+names.metaflow_input <- function(x) {
+  state <- state_of(x)
+  intersect(ls(x), users_names(state$pack, state$spec$flow))
+}
 
 #' @export
 print.metaflow_input <- function(x, ...) {
-  cat(sprintf("<input of step %s: %s>\n", state_of(x)$step, paste(ls(x), collapse = ", ")))
+  cat(sprintf("<input of step %s: %s>\n", state_of(x)$step, paste(names(x), collapse = ", ")))
   invisible(x)
 }
 
@@ -279,12 +308,12 @@ merge_artifacts <- function(flow, inputs, exclude = list()) {
     stop_metaflow("merge_artifacts() is called in a join, a step with join = TRUE, as merge_artifacts(self, inputs)",
       "metaflow_merge_error")
   }
-  skipped <- c(unlist(exclude), ls(flow, all.names = TRUE), .own_of_task, "name")
+  skipped <- c(unlist(exclude), ls(flow, all.names = TRUE))
   found <- hashes <- list()
   conflicts <- character()
   for (input in inputs_in(inputs, "merge_artifacts(self, inputs)")) {
     pack <- state_of(input)$pack
-    for (name in setdiff(native(wrap__rs_pack_names, pack), skipped)) {
+    for (name in setdiff(users_names(pack, state$spec$flow), skipped)) {
       hash <- native(wrap__rs_pack_info, pack, name)$hash
       if (is.null(found[[name]])) {
         found[[name]] <- pack

@@ -232,7 +232,7 @@ store_task <- function(task) {
   spec <- task$spec
   pack <- native(wrap__rs_new_pack, spec$root, spec$flow, spec$run, spec$step, as.numeric(spec$task), as.integer(spec$attempt))
   if (!is.null(task$self)) store_artifacts(pack, task)
-  write_artifact(pack, "name", spec$flow)
+  if (is.null(task$self) || !exists("name", envir = task$self, inherits = FALSE)) write_artifact(pack, "name", spec$flow)
   transition <- if (task$outcome$ok) task$transition
   if (!is.null(transition$foreach)) store_items(pack, transition$foreach, task$self[[transition$foreach]])
   own <- c(list(`_current_step` = spec$step), task$own)
@@ -246,8 +246,7 @@ store_task <- function(task) {
 store_artifacts <- function(pack, task) {
   self <- task$self
   state <- state_of(self)
-  for (name in setdiff(ls(self, all.names = TRUE, sorted = FALSE), c(names(task$own), .own_of_task, "name"))) {
-    if (startsWith(name, "__")) next
+  for (name in setdiff(ls(self, all.names = TRUE, sorted = FALSE), c(names(task$own), .own_of_task))) {
     source <- state$packs[[name]]
     if (!is.null(source) && is_bound(self, name) && !may_have_changed(state, name, source)) {
       native(wrap__rs_pass_on, pack, name, source)
@@ -265,7 +264,7 @@ may_have_changed <- function(state, name, source) {
 write_artifact <- function(pack, name, value) {
   type <- class(value)[1]
   if (!native(wrap__rs_write, pack, name, type, preview(value), value)) {
-    native(wrap__rs_write_serialized, pack, name, type, serialize(value, NULL, xdr = FALSE))
+    native(wrap__rs_write_serialized, pack, name, type, serialize_value(value))
   }
 }
 
@@ -274,7 +273,7 @@ store_items <- function(pack, variable, items) {
   if (!is.list(items) || native(wrap__rs_written_size, pack, variable) <= 65536) {
     return(invisible())
   }
-  native(wrap__rs_write_items, pack, variable, lapply(items, serialize, connection = NULL, xdr = FALSE))
+  native(wrap__rs_write_items, pack, variable, lapply(items, serialize_value))
 }
 
 preview <- function(value) {

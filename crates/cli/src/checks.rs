@@ -63,9 +63,7 @@ pub fn check(context: &Context) -> Result<(), Failure> {
     apply_with(&mut flow, &context.top.with)?;
     Graph::build(flow)?;
     context.say("    The graph looks good!");
-    let flow = context.hello.command();
-    context.say(&format!(
-        "\n'{flow} show' shows the flow's steps\n'{flow} run' runs the flow\n'{flow} help' shows all commands"
-    ));
+    let [show, run, help] = ["show", "run", "help"].map(|command| context.hello.typed(&[command.to_owned()]));
+    context.say(&format!("\n'{show}' shows the flow's steps\n'{run}' runs the flow\n'{help}' shows all commands"));
     Ok(())
 }

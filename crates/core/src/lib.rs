@@ -16,4 +16,5 @@ pub mod run;
 pub mod show;
 pub mod suggestion;
 pub mod task;
+pub mod typed;
 pub mod wire;

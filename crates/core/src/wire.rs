@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::id::{AttemptId, RunId, StepName};
 use crate::ir::Flow;
 use crate::task::{ProcessExit, StoreLocation, TaskOutcome, TaskSpec, Usage};
+use crate::typed;
 
 /// Version of the protocol; both sides must say the same.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -44,7 +45,16 @@ impl Hello {
     /// What the user types before a command of the flow, for hints: `python flow.py`.
     pub fn command(&self) -> String {
         let interpreter = if self.language == "R" { "Rscript" } else { "python" };
-        format!("{interpreter} {}", self.script)
+        format!("{interpreter} {}", typed::quoted(&self.script))
+    }
+
+    /// What the user types to give the flow a command with its options. A flow of an R session has no
+    /// file: there it is a call of `run()`.
+    pub fn typed(&self, words: &[String]) -> String {
+        if self.saved_flow.is_some() {
+            return typed::in_session(&self.flow.name, words);
+        }
+        typed::in_shell(&self.command(), words)
     }
 }
 

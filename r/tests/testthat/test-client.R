@@ -68,3 +68,35 @@ test_that("tags can be changed", {
     expect_equal(run$user_tags, "good")
   })
 })
+
+test_that("a task that was stopped tells why, and has no artifacts", {
+  result <- run_flow('
+work <- function(self) {
+  if (self$input == "b") {
+    while (!file.exists("asleep")) Sys.sleep(0.01)
+    stop("bad item")
+  }
+  file.create("asleep")
+  Sys.sleep(600)
+}
+metaflow("Stopped") %>%
+  step(step = "start", r_function = function(self) self$items <- c("a", "b"), next_step = "work", foreach = "items") %>%
+  step(step = "work", r_function = work, next_step = "join") %>%
+  step(step = "join", join = TRUE, r_function = function(self, inputs) NULL, next_step = "end") %>%
+  step(step = "end") %>%
+  run()
+', "run")
+  expect_equal(result$status, 1)
+  with_client(result$folder, {
+    task <- new_task("Stopped/1/work/2")
+    why <- "stopped because step work (task 3) failed"
+    expect_equal(task$exception, list(type = "cancelled", message = why, traceback = NULL))
+    expect_equal(task$artifacts, character())
+    expect_error(task$artifact("x"),
+      sprintf("task `Stopped/1/work/2` has no artifact `x`: it ended before it stored anything (%s)", why),
+      fixed = TRUE, class = "metaflow_not_found")
+    shown <- capture.output(print(task))
+    expect_equal(shown[c(2, 3)], c("state          cancelled", paste("cause         ", why)))
+    expect_equal(new_task("Stopped/1/work/3")$exception$message, "bad item")
+  })
+})

@@ -25,7 +25,16 @@ test_that("circles, missing ends and missing successors are told", {
     '  step(step = "a", next_step = "b") %>%',
     '  step(step = "b", next_step = "a") %>%',
     '  step(step = "end") %>%'
-  )), 5, "The flow runs in a circle: a->b->a. Only a switch may lead back, to its own step, and it needs a way out.")
+  )), 4, "The flow runs in a circle: a->b->a. It goes from `start` to `end`, each step once.")
+  expect_refused(lint(c(
+    '  step(step = "start", next_step = "end") %>%',
+    '  step(step = "lonely", next_step = "end") %>%',
+    '  step(step = "end") %>%'
+  )), 4, "Step `lonely` is not reached from the step `start`: name it in the `next_step` of another step, or remove it.")
+  expect_refused(lint(c(
+    '  step(step = "start", next_step = end) %>%',
+    '  step(step = "end") %>%'
+  )), 3, "The `next_step` of step `start` is a function; it is the name of a step, in quotes.")
   expect_refused(lint(c(
     '  step(step = "start") %>%',
     '  step(step = "end") %>%'
@@ -33,6 +42,13 @@ test_that("circles, missing ends and missing successors are told", {
 })
 
 test_that("a join without inputs and a non-function are told", {
+  expect_refused(lint(c(
+    '  step(step = "start", next_step = c("a", "b")) %>%',
+    '  step(step = "a", next_step = "j") %>%',
+    '  step(step = "b", next_step = "j") %>%',
+    '  step(step = "j", next_step = "end") %>%',
+    '  step(step = "end") %>%'
+  )), 6, "Steps `a` and `b` lead to `j`, which is not a join: say join = TRUE, and let its function take `self` and `inputs`.")
   expect_refused(lint(c(
     '  step(step = "start", next_step = c("a", "b")) %>%',
     '  step(step = "a", next_step = "j") %>%',
@@ -53,6 +69,9 @@ test_that("mistakes in calls are errors of class metaflow_error", {
   expect_error(step(1, step = "a"), "step() is called on a flow: begin with metaflow(\"NameOfFlow\") %>% step(...)",
     fixed = TRUE, class = "metaflow_error")
   expect_error(metaflow("Called") %>% step(step = "not a name"), "step() needs the step's name", fixed = TRUE)
+  expect_error(metaflow("Called") %>% step("start", next_step = "end"),
+    "step() takes the step's name as `step`: step(step = \"start\", ...)", fixed = TRUE, class = "metaflow_usage_error")
+  expect_error(step(step = "start"), "step() is called on a flow", fixed = TRUE, class = "metaflow_usage_error")
   expect_error(decorator("resources", 4), "all arguments of decorator \"resources\" need a name", fixed = TRUE)
   expect_error(decorator("retry", times = 1, times = 2), "argument `times` of decorator \"retry\" is given twice", fixed = TRUE)
 })
@@ -83,4 +102,14 @@ metaflow("Remote") %>%
   result <- run_flow(script, "run")
   expect_equal(result$status, 1)
   expect_match(result$err, "step `start` runs on Kubernetes, which requires --datastore=s3, azure or gs", all = FALSE)
+})
+
+test_that("parameters that cannot be are told where they are made", {
+  on.exit(rm("Called", envir = globalenv()))
+  refused <- function(flow, message) expect_error(flow, message, fixed = TRUE, class = "metaflow_usage_error")
+  for (name in c("tag", "max-workers", "input", "help")) {
+    refused(metaflow("Called") %>% parameter(name), sprintf("parameter name `%s` is a reserved word", name))
+  }
+  refused(metaflow("Called") %>% parameter("a-b") %>% parameter("a_b"), "parameter `a_b` is there twice")
+  refused(metaflow("Called") %>% parameter("at", default = Sys.time()), "the default of parameter `at` is a POSIXct")
 })

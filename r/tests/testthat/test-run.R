@@ -255,3 +255,32 @@ metaflow("Resumed") %>%
   expect_equal(result$status, 0)
   expect_true("list(1L, 2L, 3L)" %in% printed(result))
 })
+
+test_that("a script may have spaces and letters of all languages in its name", {
+  result <- run_flow('
+metaflow("Spaced") %>%
+  step(step = "start", r_function = function(self) { print(basename(getwd())); runif(1) }, next_step = "end") %>%
+  step(step = "end", environment_variables(OWN = 1), r_function = function(self) { print(Sys.getenv("OWN")); stop("ö") }) %>%
+  run()
+', "run", name = "my flow é.R")
+  expect_equal(result$status, 1)
+  expect_equal(printed(result)[1:2], c(sprintf("[1] \"%s\"", basename(result$folder)), "[1] \"1\""))
+  expect_equal(tail(result$err, 1), "To finish this run without redoing what is done: Rscript 'my flow é.R' resume --origin-run-id 1")
+})
+
+test_that("tasks of a script that loads package cli are forked, and have its thread", {
+  skip_if_not_installed("cli")
+  result <- expect_done(run_flow('
+library(cli)
+pid <- Sys.getpid()
+start <- function(self) {
+  cat("forked:", pid != Sys.getpid(), "threads:", length(list.files("/proc/self/task")), "\\n")
+}
+metaflow("Ticks") %>%
+  step(step = "start", r_function = start, next_step = "end") %>%
+  step(step = "end") %>%
+  run()
+', "run"))
+  expect_false(any(grepl("starts a new interpreter", result$err)))
+  expect_equal(printed(result), "forked: TRUE threads: 2 ")
+})

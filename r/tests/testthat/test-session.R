@@ -30,6 +30,8 @@ test_that("a failed run gives its exit code, can be resumed and looked at", {
   )))
   expect_equal(grep("^status", result$out, value = TRUE), paste("status", c(1, 1, 0, 0, 0), ""))
   expect_true("[2/start/1] Cloning previously run task 1/start/1" %in% result$out)
+  hint <- "To finish this run without redoing what is done: run(Typed, resume = TRUE, origin_run_id = \"1\")"
+  expect_true(hint %in% result$err)
   expect_true("[1] \"3\"" %in% result$out)
 })
 

@@ -64,15 +64,14 @@ fn tell_if_lost(context: &Context, metadata: &dyn MetadataStore, run: &RunId) ->
     if row.state == RunState::Lost {
         let cause = row.cause.as_ref().map_or_else(String::new, |cause| format!(": {}", cause.text));
         errln!(
-            "Run {}/{run} is lost{cause} ({} {}resume --origin-run-id {run})",
+            "Run {}/{run} is lost{cause} ({})",
             context.flow.name,
-            context.hello.command(),
-            again::datastore(&row)
+            context.hello.typed(&again::resume_recorded(&row))
         );
         for layer in left_remote(metadata, &row)? {
             errln!(
-                "Its tasks on {layer} may still run: {} {layer} list --run-id {run} shows them, and resume goes on with them.",
-                context.hello.command()
+                "Its tasks on {layer} may still run: {} shows them, and resume goes on with them.",
+                context.hello.typed(&[layer.clone(), "list".to_owned(), "--run-id".to_owned(), run.to_string()])
             );
         }
     }

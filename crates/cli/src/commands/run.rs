@@ -297,8 +297,7 @@ fn tell_end(context: &Context, options: &RunOptions, run: &RunId, end: &RunEnd) 
 
 fn hint(context: &Context, options: &RunOptions, run: &RunId) {
     context.say(&format!(
-        "To finish this run without redoing what is done: {} {}",
-        context.hello.command(),
-        again::resume(&context.top, options, run)
+        "To finish this run without redoing what is done: {}",
+        context.hello.typed(&again::resume(&context.top, options, run))
     ));
 }

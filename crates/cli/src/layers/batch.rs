@@ -22,8 +22,8 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Option<(Service, B
     if kind != "s3" {
         return Err(fail(format!(
             "step `{first}` runs on AWS Batch, which requires --datastore=s3, not {kind}: its containers reach S3 by their \
-             role. Give it before the command, for example: {} --datastore s3 run --with batch",
-            context.hello.command()
+             role. {}",
+            steps::how_with_s3(context, "batch")
         )));
     }
     let asked = BATCH.options(context, graph, BatchOptions::resolve)?;
@@ -56,6 +56,7 @@ fn settings(context: &Context, graph: &Graph, admission: Admission) -> BatchSett
 /// Says which run the layer's jobs are of.
 pub fn identify(context: &Context, settings: &mut BatchSettings, run: &RunId, created_at: i64) -> Result<(), Failure> {
     steps::identify(context, &mut settings.identity, run, created_at)?;
-    settings.kill_command = format!("{} batch kill --run-id {run}", context.hello.command());
+    let words = ["batch", "kill", "--run-id", run.as_str()].map(str::to_owned);
+    settings.kill_command = context.hello.typed(&words);
     Ok(())
 }

@@ -22,8 +22,8 @@ pub async fn plan(context: &Context, graph: &Graph) -> Result<Option<(Cluster, K
     if datastore::kind(&context.config, &context.top) == "local" {
         return Err(fail(format!(
             "step `{first}` runs on Kubernetes, which requires --datastore=s3, azure or gs: pods cannot reach a folder of \
-             this machine. Give it before the command, for example: {} --datastore s3 run --with kubernetes",
-            context.hello.command()
+             this machine. {}",
+            steps::how_with_s3(context, "kubernetes")
         )));
     }
     let settings = settings(context, graph)?;

@@ -99,6 +99,15 @@ pub fn environments(graph: &Graph) -> HashMap<StepName, BTreeMap<String, String>
     graph.steps.iter().map(|step| (step.name.clone(), step.policy.environment.clone())).collect()
 }
 
+/// How a user gives a remote layer a datastore that its tasks reach.
+pub fn how_with_s3(context: &Context, layer: &str) -> String {
+    let words = ["--datastore", "s3", "run", "--with", layer].map(str::to_owned);
+    let typed = context.hello.typed(&words);
+    let place =
+        if context.hello.saved_flow.is_some() { "For example" } else { "Give it before the command, for example" };
+    format!("{place}: {typed}")
+}
+
 /// The run before it has a number.
 pub fn identity(context: &Context) -> RunIdentity {
     RunIdentity {

@@ -31,12 +31,29 @@ fn told(error: &StoreError) -> String {
 
 /// Opens every attempt that an input reference names, in order, all at once.
 pub fn open_packs(root: &str, flow: &str, reference: &str) -> Answer {
+    loaded(root, flow, reference)?.map_err(|error| told(&error))
+}
+
+/// The same, but NULL when one of the attempts stored nothing.
+pub fn find_packs(root: &str, flow: &str, reference: &str) -> Answer {
+    match loaded(root, flow, reference)? {
+        Err(StoreError::Missing(_)) => Ok(().into()),
+        packs => packs.map_err(|error| told(&error)),
+    }
+}
+
+fn loaded(
+    root: &str,
+    flow: &str,
+    reference: &str,
+) -> std::result::Result<std::result::Result<Robj, StoreError>, String> {
     let reference: InputRef = serde_json::from_str(reference).map_err(|error| error.to_string())?;
     let store = Datastore::at(root).map_err(|error| told(&error))?;
     let places: Vec<_> = places_of(&Arc::from(flow), &reference).collect();
-    let packs = load_packs(&store, &places).map_err(|error| told(&error))?;
-    let pointers = packs.into_iter().map(|pack| ExternalPtr::new(InputPack { store: store.clone(), pack }));
-    Ok(List::from_values(pointers).into())
+    Ok(load_packs(&store, &places).map(|packs| {
+        let pointers = packs.into_iter().map(|pack| ExternalPtr::new(InputPack { store: store.clone(), pack }));
+        List::from_values(pointers).into()
+    }))
 }
 
 pub fn names(pack: &InputPack) -> Vec<String> {

@@ -193,6 +193,11 @@ fn rs_open_packs(root: &str, flow: &str, reference: &str) -> Answer {
 }
 
 #[extendr]
+fn rs_find_packs(root: &str, flow: &str, reference: &str) -> Answer {
+    artifacts::find_packs(root, flow, reference)
+}
+
+#[extendr]
 fn rs_pack_names(pack: ExternalPtr<InputPack>) -> Vec<String> {
     artifacts::names(&pack)
 }
@@ -324,6 +329,7 @@ extendr_module! {
     fn rs_to_json;
     fn rs_from_json;
     fn rs_open_packs;
+    fn rs_find_packs;
     fn rs_pack_names;
     fn rs_pack_info;
     fn rs_pack_outcome;

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -340,7 +341,7 @@ pub fn number(text: &str) -> Result<i32, String> {
 
 /// Why this process should not be forked: what the script has started would not be in the fork.
 pub fn fork_safety(known: &[RawFd]) -> Option<String> {
-    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    let threads = threads_left();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     // OpenBLAS puts its threads back in order around a fork.
     if threads > 1 && !maps.contains("openblas") {
@@ -359,6 +360,18 @@ pub fn fork_safety(known: &[RawFd]) -> Option<String> {
         std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
     });
     socket.map(|_| "a network connection was opened while the flow was read".to_owned())
+}
+
+/// Threads of this process. One that was just joined is still listed for a moment.
+fn threads_left() -> usize {
+    let count = || std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    for _ in 0..20 {
+        if count() == 1 {
+            return 1;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    count()
 }
 
 /// The first frame on a control channel, for a task without a spec file.

@@ -78,12 +78,10 @@ fn namespaces(context: &Context, flow: &Flow) -> BTreeSet<String> {
 /// has to be given again.
 pub fn kill_command(context: &Context, of_run: &BTreeSet<&str>, run: &RunId) -> String {
     let known = namespaces(context, &context.flow);
-    let with: String = of_run
-        .iter()
-        .filter(|namespace| !known.contains(**namespace))
-        .map(|namespace| format!(" --with kubernetes:namespace={namespace}"))
-        .collect();
-    format!("{}{with} kubernetes kill --run-id {run}", context.hello.command())
+    let elsewhere = of_run.iter().filter(|namespace| !known.contains(**namespace));
+    let with = elsewhere.flat_map(|namespace| ["--with".to_owned(), format!("kubernetes:namespace={namespace}")]);
+    let kill = ["kubernetes", "kill", "--run-id", run.as_str()].map(str::to_owned);
+    context.hello.typed(&with.chain(kill).collect::<Vec<String>>())
 }
 
 impl Layer for Kubernetes {
