@@ -24,24 +24,6 @@ pub fn child_id(array: &str, index: usize) -> String {
     format!("{array}:{index}")
 }
 
-/// What all have, and what each has of its own, in order.
-pub fn split(environments: &[Variables]) -> (Variables, Vec<Variables>) {
-    let Some(first) = environments.first() else { return Default::default() };
-    let same = |name: &String, value: &String| environments.iter().all(|other| other.get(name) == Some(value));
-    let common: Variables =
-        first.iter().filter(|(name, value)| same(name, value)).map(|(n, v)| (n.clone(), v.clone())).collect();
-    let own = |of: &Variables| -> Variables {
-        of.iter().filter(|(name, _)| !common.contains_key(*name)).map(|(n, v)| (n.clone(), v.clone())).collect()
-    };
-    let own = environments.iter().map(own).collect();
-    (common, own)
-}
-
-/// The list that containers read.
-pub fn list(own: &[Variables]) -> Vec<u8> {
-    json!(own).to_string().into_bytes()
-}
-
 /// The request for all of them, made of the first one's.
 pub fn request(first: Value, name: &str, children: &[AttemptId], environment: &Variables) -> Value {
     let mut request = of_several(first, name, children, environment);
@@ -82,28 +64,6 @@ mod tests {
     }
 
     #[test]
-    fn each_child_finds_its_own_by_its_index() {
-        let environments: Vec<Variables> =
-            (0..3).map(|n| environment(&[("CODE", "x"), ("SPEC", &format!("task {n}"))])).collect();
-        let (common, own) = split(&environments);
-        assert_eq!(common, environment(&[("CODE", "x")]));
-        let listed: Value = serde_json::from_slice(&list(&own)).expect("JSON");
-        assert_eq!(listed[2], json!({"SPEC": "task 2"}));
-        for (index, whole) in environments.iter().enumerate() {
-            let mut together = common.clone();
-            together.extend(own[index].clone());
-            assert_eq!(together, *whole);
-        }
-        assert_eq!(child_id("a-1", 7), "a-1:7");
-    }
-
-    #[test]
-    fn one_that_lacks_a_variable_gets_none() {
-        let (common, own) = split(&[environment(&[("A", "1"), ("B", "2")]), environment(&[("A", "1")])]);
-        assert_eq!((common, own), (environment(&[("A", "1")]), vec![environment(&[("B", "2")]), environment(&[])]));
-    }
-
-    #[test]
     fn the_request_has_a_size_and_only_what_all_share() {
         let first = json!({
             "jobName": "one", "jobQueue": "q", "jobDefinition": "d",
@@ -111,6 +71,7 @@ mod tests {
             "parameters": {"metaflow.run_id": "3", "metaflow.task_id": "7", "metaflow.retry_count": "0"},
         });
         let children: Vec<AttemptId> = (5..14).map(|task| AttemptId { task: TaskId(task), attempt: 0 }).collect();
+        assert_eq!(child_id("a-1", 7), "a-1:7");
         let request = request(first, "all", &children, &environment(&[("A", "1")]));
         assert_eq!(members(&request["parameters"]), children);
         assert_eq!(

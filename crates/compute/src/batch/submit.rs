@@ -19,6 +19,7 @@ use super::definition::DefinitionParts;
 use super::job::{JobParts, MOST_OVERRIDES, overrides_size, share_of};
 use super::names::array_name;
 use super::{BatchSettings, StepPlan, array, multinode};
+use crate::remote::shared;
 
 /// Submissions under way at once.
 const AT_ONCE: usize = 8;
@@ -135,9 +136,9 @@ impl Submitter {
         for order in &orders[1..] {
             environments.push(self.container(order, &ready.plan.options).await?.environment);
         }
-        let (mut common, own) = array::split(&environments);
-        let shared = self.remote.publish(&first.launch, array::list(&own), "batch").await;
-        let (address, digest) = shared.map_err(|error| store_fault(&error))?;
+        let (mut common, own) = shared::split(&environments);
+        let list = self.remote.publish(&first.launch, shared::list(&own), "batch").await;
+        let (address, digest) = list.map_err(|error| store_fault(&error))?;
         common.insert("FERROFLOW_CHILDREN_URL".to_owned(), address);
         common.insert("FERROFLOW_CHILDREN_SHA256".to_owned(), digest);
         let single = self.request(first, &ready, &common);

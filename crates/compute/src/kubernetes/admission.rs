@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use ferroflow_core::decorator::kubernetes::KubernetesOptions;
 use ferroflow_core::id::StepName;
 use ferroflow_core::port::RemoteContainer;
+use ferroflow_core::task::TaskLaunch;
 use serde_json::Value;
 
 use super::KubernetesSettings;
 use super::api::{ApiFault, Cluster};
 use super::job::{JobParts, requests};
-use super::parallel::{no_service, try_service};
+use super::jobset::{Gang, jobsets};
+use super::parallel::{no_service as without_service, try_service};
 use super::submit::refusal;
 use crate::remote::refusal::Refusal;
 
@@ -31,21 +33,13 @@ pub async fn admit(cluster: &Cluster, settings: &KubernetesSettings, autoscaled:
     let mut steps: Vec<(&StepName, &KubernetesOptions)> = settings.steps.iter().collect();
     steps.sort_by_key(|(name, _)| (*name).clone());
     for (step, options) in &steps {
-        match try_job(cluster, settings, step, options).await {
-            Ok(()) => {}
-            Err(fault) if fault.may_pass() => {
+        match denied(cluster, settings, step, options).await {
+            Ok(texts) => found.refusals.extend(texts.into_iter().map(|text| Refusal::of(step, format!(": {text}")))),
+            Err(fault) => {
                 let text = format!("the Kubernetes API server at {} cannot be reached: {fault}", cluster.address);
                 found.refusals.push(Refusal::of_all(text));
                 return found;
             }
-            Err(fault) => {
-                found.refusals.push(Refusal::of(step, format!(": {}", refusal(&options.namespace, &fault).text)));
-            }
-        }
-        if settings.gangs.contains(*step)
-            && let Err(fault @ ApiFault::Denied(_)) = try_service(cluster, &options.namespace).await
-        {
-            found.refusals.push(Refusal::of(step, format!(": {}", no_service(&options.namespace, &fault))));
         }
     }
     if !found.refusals.is_empty() || autoscaled {
@@ -69,6 +63,32 @@ pub async fn admit(cluster: &Cluster, settings: &KubernetesSettings, autoscaled:
     found
 }
 
+/// Why the server does not take what a step is made of; an error where it does not answer.
+async fn denied(
+    cluster: &Cluster,
+    settings: &KubernetesSettings,
+    step: &StepName,
+    options: &KubernetesOptions,
+) -> Result<Vec<String>, ApiFault> {
+    let is_denied = |fault: &ApiFault| matches!(fault, ApiFault::Denied(_));
+    let no_job = match try_job(cluster, settings, step, options).await {
+        Err(fault) if fault.may_pass() => return Err(fault),
+        tried => tried.err(),
+    };
+    let is_gang = settings.gangs.contains(step);
+    let no_service = match is_gang {
+        true => try_service(cluster, &options.namespace).await.err().filter(is_denied),
+        false => None,
+    };
+    let may_not = no_service.is_some() || no_job.as_ref().is_some_and(is_denied);
+    if is_gang && may_not && try_jobset(cluster, settings, step, options).await.is_ok() {
+        return Ok(Vec::new()); // its controller makes Jobs and Service
+    }
+    let no_job = no_job.map(|fault| refusal(&options.namespace, &fault).text);
+    let no_service = no_service.map(|fault| without_service(&options.namespace, &fault));
+    Ok(no_job.into_iter().chain(no_service).collect())
+}
+
 /// Lets the server check a Job of the step without keeping it: permission, namespace, spec.
 async fn try_job(
     cluster: &Cluster,
@@ -77,16 +97,28 @@ async fn try_job(
     options: &KubernetesOptions,
 ) -> Result<(), ApiFault> {
     let launch = settings.identity.probe_launch(step);
-    let container = RemoteContainer { command: vec!["python".to_owned()], environment: BTreeMap::new() };
-    let parts = JobParts {
-        identity: &settings.identity,
-        options,
-        launch: &launch,
-        container,
-        default_image: &settings.default_image,
-        round: u32::MAX,
-    };
+    let parts = probe(settings, options, &launch);
     cluster.create_job(&options.namespace, &parts.manifest(), true).await
+}
+
+/// The same for a gang of the step as a JobSet.
+async fn try_jobset(
+    cluster: &Cluster,
+    settings: &KubernetesSettings,
+    step: &StepName,
+    options: &KubernetesOptions,
+) -> Result<(), ApiFault> {
+    let launch = settings.identity.probe_launch(step);
+    let parts = probe(settings, options, &launch);
+    let name = settings.identity.jobset_name(step.as_str(), launch.id);
+    let gang = Gang { name: &name, id: launch.id, nodes: 2, control: &parts, worker: &parts };
+    cluster.create(&jobsets(&options.namespace), &gang.manifest(), true).await
+}
+
+fn probe<'a>(settings: &'a KubernetesSettings, options: &'a KubernetesOptions, launch: &'a TaskLaunch) -> JobParts<'a> {
+    let container = RemoteContainer { command: vec!["python".to_owned()], environment: BTreeMap::new() };
+    let (identity, default_image) = (&settings.identity, settings.default_image.as_str());
+    JobParts { identity, options, launch, container, default_image, round: u32::MAX }
 }
 
 async fn has_autoscaler(cluster: &Cluster) -> bool {

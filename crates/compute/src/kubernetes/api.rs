@@ -128,8 +128,7 @@ impl Cluster {
     }
 
     pub async fn create_job(&self, namespace: &str, job: &Value, dry_run: bool) -> Result<(), ApiFault> {
-        let parameters = PostParams { dry_run, field_manager: None };
-        self.ask(jobs(namespace).create(&parameters, job.to_string().into_bytes())).await.map(drop)
+        self.create(&jobs_path(namespace), job, dry_run).await
     }
 
     /// Creates an object under a path.
@@ -143,10 +142,25 @@ impl Cluster {
         self.delete(&Request::new(path), Target::Name(name), &DeleteParams::background()).await
     }
 
-    /// Whether the Job is there and nobody has deleted it.
-    pub async fn job_exists(&self, namespace: &str, name: &str) -> Result<bool, ApiFault> {
-        match self.ask(jobs(namespace).get(name, &Default::default())).await {
-            Ok(job) => Ok(!job["metadata"]["deletionTimestamp"].is_string()),
+    /// Deletes all objects under a path that a selector matches.
+    pub async fn delete_selected(&self, path: &str, selector: &str) -> Result<(), ApiFault> {
+        self.delete(&Request::new(path), Target::Selector(selector), &DeleteParams::background()).await
+    }
+
+    /// Whether the server has a kind of objects (`jobsets`) in a group and version.
+    pub async fn serves(&self, group_version: &str, kind: &str) -> Result<bool, ApiFault> {
+        let request = http::Request::get(format!("/apis/{group_version}")).body(Vec::new());
+        match self.ask(request.map_err(kube::core::request::Error::BuildRequest)).await {
+            Ok(found) => Ok(found["resources"].as_array().into_iter().flatten().any(|of| of["name"] == kind)),
+            Err(ApiFault::Missing(_)) => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Whether the object is there and nobody has deleted it.
+    pub async fn exists(&self, path: &str, name: &str) -> Result<bool, ApiFault> {
+        match self.get(path, name).await {
+            Ok(object) => Ok(!object["metadata"]["deletionTimestamp"].is_string()),
             Err(ApiFault::Missing(_)) => Ok(false),
             Err(fault) => Err(fault),
         }
@@ -303,8 +317,13 @@ fn node_line(line: &str) -> Option<NodeLine> {
     Some(NodeLine { at, bytes: text.as_bytes().to_vec() })
 }
 
+/// The path of a namespace's Jobs.
+pub fn jobs_path(namespace: &str) -> String {
+    format!("/apis/batch/v1/namespaces/{namespace}/jobs")
+}
+
 fn jobs(namespace: &str) -> Request {
-    Request::new(format!("/apis/batch/v1/namespaces/{namespace}/jobs"))
+    Request::new(jobs_path(namespace))
 }
 
 fn pods(namespace: &str) -> Request {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ferroflow_core::id::AttemptId;
 use ferroflow_core::port::StopSignal;
 use ferroflow_core::task::{Cause, TaskLaunch};
 use tokio::time::Instant;
@@ -28,6 +29,10 @@ pub struct Attempt {
     pub launch: Arc<TaskLaunch>,
     pub namespace: String,
     pub job: String,
+    /// The JobSet that its Job is made by, of a rank; such Jobs are there and go together.
+    pub jobset: Option<String>,
+    /// The rank whose end ends this one, and is told first: the JobSet's controller stops the others.
+    pub felled_by: Option<AttemptId>,
     pub pod: Option<String>,
     /// Of the pod as it was last seen.
     pub version: Option<String>,
@@ -69,6 +74,8 @@ impl Attempt {
             launch: Arc::new(launch),
             namespace,
             job,
+            jobset: None,
+            felled_by: None,
             pod: None,
             version: None,
             view: PodView::default(),
@@ -91,6 +98,24 @@ impl Attempt {
             ticket: Arc::default(),
             adopted: false,
         }
+    }
+
+    /// Its Job is there; the watch may have been faster than the answer.
+    pub fn is_created(&mut self) {
+        if self.stage == Stage::Submitting {
+            self.stage = Stage::Created;
+            self.since = Instant::now();
+        }
+    }
+
+    /// It is to end, by our will or with its gang.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_some() || self.felled_by.is_some()
+    }
+
+    /// Goes out with others, which are taken back with it.
+    pub fn order_with(&mut self, ticket: Arc<Ticket>) {
+        self.ticket = ticket;
     }
 
     /// The order of the current round.

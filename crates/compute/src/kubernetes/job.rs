@@ -7,7 +7,7 @@ use ferroflow_core::port::RemoteContainer;
 use ferroflow_core::task::TaskLaunch;
 use serde_json::{Map, Value, json};
 
-use super::names::{ATTEMPT_LABEL, attempt_label, container_name};
+use super::names::{ATTEMPT_LABEL, QUEUE_LABEL, attempt_label, container_name};
 use crate::remote::RunIdentity;
 
 /// Python acts on `@timeout` itself and process 1 of the container kills what ignores that, a minute
@@ -18,7 +18,7 @@ const LONGEST_WAIT: f64 = 432_000.0;
 /// After SIGTERM.
 pub const TERMINATION_GRACE: u32 = 5;
 /// Servers that know it remove what an engine that died left behind; seconds.
-const REMOVE_AFTER: u32 = 604_800;
+pub const REMOVE_AFTER: u32 = 604_800;
 
 /// What a Job is made of.
 pub struct JobParts<'a> {
@@ -50,7 +50,7 @@ impl JobParts<'_> {
         }
         let mut labels = self.labels();
         if let Some(queue) = &self.options.queue {
-            labels.insert("kueue.x-k8s.io/queue-name".to_owned(), queue.clone());
+            labels.insert(QUEUE_LABEL.to_owned(), queue.clone());
         }
         let mut spec = json!({
             "backoffLimit": 0,

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::api::{ApiFault, Cluster, Target};
+use super::jobset::{self, jobsets};
 use super::names::{FLOW_LABEL, METADATA_LABEL, RUN_LABEL, USER_LABEL, label_value};
 use super::parallel::remove_services;
 use crate::remote::TaskFilter;
@@ -32,6 +33,8 @@ pub struct ActiveTask {
     /// `None` while the Job has no pod yet.
     pub pod: Option<String>,
     pub job: String,
+    /// The JobSet whose part it is, or which it is while it has no parts.
+    jobset: Option<String>,
     /// As the cluster writes it (RFC 3339).
     pub started_at: Option<String>,
     pub status: String,
@@ -59,8 +62,13 @@ pub async fn namespace_exists(cluster: &Cluster, namespace: &str) -> Result<bool
     }
 }
 
-/// Unfinished tasks in a namespace, in order of run and name.
-pub async fn list(cluster: &Cluster, namespace: &str, filter: &TaskFilter) -> Result<Vec<ActiveTask>, ApiFault> {
+/// Unfinished tasks in a namespace, in order of run and name. `gangs`: the flow has some.
+pub async fn list(
+    cluster: &Cluster,
+    namespace: &str,
+    filter: &TaskFilter,
+    gangs: bool,
+) -> Result<Vec<ActiveTask>, ApiFault> {
     let selector = selector(filter);
     let (pods, _) = cluster.list_pods(namespace, &selector).await?;
     let jobs = match cluster.list_jobs(namespace, &selector).await {
@@ -73,6 +81,13 @@ pub async fn list(cluster: &Cluster, namespace: &str, filter: &TaskFilter) -> Re
     let mut tasks: Vec<ActiveTask> = pods.iter().filter(|pod| is_of_run(filter, pod)).filter_map(of_pod).collect();
     let waiting = jobs.iter().filter(|job| is_of_run(filter, job)).filter_map(of_job);
     tasks.extend(waiting.filter(|task| !with_pod.contains(task.job.as_str())));
+    if gangs {
+        // A server without JobSets has none.
+        let found = cluster.list_at(&jobsets(namespace), &selector).await.unwrap_or_default();
+        let with_parts: HashSet<&str> = pods.iter().chain(&jobs).filter_map(jobset::whole_of).collect();
+        let empty = found.iter().filter(|jobset| is_of_run(filter, jobset)).filter_map(of_jobset);
+        tasks.extend(empty.filter(|task| !with_parts.contains(task.job.as_str())));
+    }
     tasks.sort_by(|a, b| (a.run.len(), &a.run, &a.job, &a.pod).cmp(&(b.run.len(), &b.run, &b.job, &b.pod)));
     Ok(tasks)
 }
@@ -92,6 +107,7 @@ pub async fn kill(cluster: &Cluster, tasks: &[ActiveTask]) -> Result<(), ApiFaul
         }
         let selector = format!("{RUN_LABEL}={run}");
         remove_services(cluster, namespace, &selector).await;
+        remove_jobsets(cluster, namespace, &tasks).await?;
         match cluster.delete_jobs(namespace, Target::Selector(&selector)).await {
             Ok(()) => {
                 // The propagation takes the pods too, but later and with their own grace.
@@ -100,6 +116,15 @@ pub async fn kill(cluster: &Cluster, tasks: &[ActiveTask]) -> Result<(), ApiFaul
             Err(ApiFault::Denied(_)) => one_by_one(cluster, &tasks).await?,
             Err(fault) => return Err(fault),
         }
+    }
+    Ok(())
+}
+
+/// Before their Jobs, which would come again.
+async fn remove_jobsets(cluster: &Cluster, namespace: &str, tasks: &[&ActiveTask]) -> Result<(), ApiFault> {
+    let names: BTreeSet<&String> = tasks.iter().filter_map(|task| task.jobset.as_ref()).collect();
+    for name in names {
+        cluster.delete_named(&jobsets(namespace), name).await?;
     }
     Ok(())
 }
@@ -126,11 +151,12 @@ pub async fn wait_until_gone(
     tasks: &[ActiveTask],
     filter: &TaskFilter,
 ) -> Result<Vec<ActiveTask>, ApiFault> {
+    let gangs = tasks.iter().any(|task| task.jobset.is_some());
     let namespaces: BTreeSet<&str> = tasks.iter().map(|task| task.namespace.as_str()).collect();
     let killed: HashSet<(&str, &str)> = tasks.iter().map(|task| (task.namespace.as_str(), task.job.as_str())).collect();
     let deadline = Instant::now() + GONE_WITHIN;
     loop {
-        let mut left = match list_all(cluster, &namespaces, filter).await {
+        let mut left = match list_all(cluster, &namespaces, filter, gangs).await {
             Err(fault) if fault.may_pass() && Instant::now() < deadline => {
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
@@ -149,10 +175,11 @@ async fn list_all(
     cluster: &Cluster,
     namespaces: &BTreeSet<&str>,
     filter: &TaskFilter,
+    gangs: bool,
 ) -> Result<Vec<ActiveTask>, ApiFault> {
     let mut tasks = Vec::new();
     for namespace in namespaces {
-        tasks.extend(list(cluster, namespace, filter).await?);
+        tasks.extend(list(cluster, namespace, filter, gangs).await?);
     }
     Ok(tasks)
 }
@@ -169,6 +196,7 @@ fn of_object(object: &Value) -> ActiveTask {
         run_label: text(&meta["labels"][RUN_LABEL]),
         pod: None,
         job: text(&meta["name"]),
+        jobset: jobset::whole_of(object).map(str::to_owned),
         started_at: None,
         status: String::new(),
     }
@@ -195,6 +223,15 @@ fn of_job(job: &Value) -> Option<ActiveTask> {
         return None;
     }
     Some(ActiveTask { status: "Waiting".to_owned(), ..of_object(job) })
+}
+
+/// A gang of which nothing is there yet.
+fn of_jobset(object: &Value) -> Option<ActiveTask> {
+    if jobset::is_over(object) {
+        return None;
+    }
+    let task = of_object(object);
+    Some(ActiveTask { status: "Waiting".to_owned(), jobset: Some(task.job.clone()), ..task })
 }
 
 #[cfg(test)]
@@ -225,6 +262,18 @@ mod tests {
             of_job(&json!({"metadata": {"name": "j"}, "status": {}})).map(|task| task.job),
             Some("j".to_owned())
         );
+    }
+
+    #[test]
+    fn a_jobset_without_parts_waits_and_one_that_ended_is_over() {
+        let object = |conditions: Value| json!({"metadata": {"name": "js-f"}, "status": {"conditions": conditions}});
+        let waits = of_jobset(&object(json!([]))).expect("it waits");
+        assert_eq!((waits.status.as_str(), waits.jobset.as_deref()), ("Waiting", Some("js-f")));
+        assert!(of_jobset(&object(json!([{"type": "Suspended", "status": "True"}]))).is_some());
+        assert!(of_jobset(&object(json!([{"type": "Failed", "status": "False"}]))).is_some());
+        assert_eq!(of_jobset(&object(json!([{"type": "Failed", "status": "True"}]))), None);
+        let pod = json!({"metadata": {"name": "p", "labels": {"jobset.sigs.k8s.io/jobset-name": "js-f"}}});
+        assert_eq!(of_object(&pod).jobset.as_deref(), Some("js-f"));
     }
 
     #[test]

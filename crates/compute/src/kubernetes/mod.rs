@@ -1,4 +1,4 @@
-//! The Kubernetes layer: a Job per task attempt, one watch per run, deletes by label. This folder
+//! The Kubernetes layer: a Job per task attempt (or a JobSet per gang), one watch per run, deletes by label. This folder
 //! makes the Jobs, follows their pods and tells in the cluster's own words why they wait and how
 //! they ended. What runs inside the container and how its logs come back is `RemoteTasks`' part.
 
@@ -7,10 +7,12 @@ mod api;
 mod attempt;
 mod explain;
 mod job;
+mod jobset;
 mod names;
 mod parallel;
 mod pod;
 mod submit;
+mod submit_jobset;
 mod supervisor;
 mod watch;
 

@@ -16,10 +16,13 @@ pub const FLOW_LABEL: &str = "ferroflow/flow";
 pub const USER_LABEL: &str = "ferroflow/user";
 /// Label: the metadata store that numbers the runs.
 pub const METADATA_LABEL: &str = "ferroflow/metadata";
+/// Label by which Kueue admits an object.
+pub const QUEUE_LABEL: &str = "kueue.x-k8s.io/queue-name";
 /// Label: `task-attempt`.
 pub const ATTEMPT_LABEL: &str = "ferroflow/attempt";
 
 const LONGEST: usize = 63;
+const LONGEST_JOBSET: usize = LONGEST - "-worker-9998-0-xxxxx".len();
 
 impl RunIdentity {
     /// Selects everything of the run.
@@ -49,6 +52,17 @@ impl RunIdentity {
         let head = [slug(&self.flow, 20), slug(self.run.as_str(), 10), slug(step, 20)].join("-");
         let head: String = head.chars().take(room).collect();
         format!("{}-{tail}", head.trim_matches('-'))
+    }
+
+    /// Name of the JobSet of a gang in one attempt; `id` is rank 0's. It is a Service's name, too, and
+    /// begins pods' names: `<name>-worker-9998-0-xxxxx` fits.
+    pub fn jobset_name(&self, step: &str, id: AttemptId) -> String {
+        let (task, attempt) = (id.task.to_string(), id.attempt.to_string());
+        let hash = digest(&[&self.run_label(), step, &task, &attempt], 10);
+        let parts = [slug(&self.flow, 12), slug(self.run.as_str(), 6), slug(step, 12)];
+        let parts: Vec<&str> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+        let head: String = parts.join("-").chars().take(LONGEST_JOBSET - 3 - hash.len() - 1).collect();
+        format!("js-{}-{hash}", head.trim_matches('-'))
     }
 
     /// Name of what the ranks of a gang share, in one attempt.
@@ -128,6 +142,10 @@ mod tests {
             assert!(name.len() <= 57, "{name}");
             assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{name}");
             assert!(name.starts_with(|c: char| c.is_ascii_alphanumeric()), "{name}");
+            let jobset = run.jobset_name(text, id(u64::MAX, 5));
+            assert!(jobset.starts_with("js-") && !jobset.contains("--"), "{jobset}");
+            assert!(format!("{jobset}-worker-9998-0-abcde").len() <= 63, "{jobset}");
+            assert!(jobset.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{jobset}");
             for value in run.labels().values() {
                 assert!(is_label_value(value) && !value.is_empty(), "{value}");
             }

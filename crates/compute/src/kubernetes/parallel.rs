@@ -1,6 +1,8 @@
 //! Gangs (`num_parallel`) as plain Jobs: what a rank's Job has besides, and the headless Service by
-//! which every rank finds rank 0. A pure function of the launch; works on every server.
+//! which every rank finds rank 0. A pure function of the launch; works on every server. One that has
+//! JobSets gets those instead (`jobset`).
 
+use ferroflow_core::id::TaskId;
 use ferroflow_core::task::{GangPlace, TaskLaunch};
 use serde_json::{Value, json};
 
@@ -8,9 +10,9 @@ use super::api::{ApiFault, Cluster};
 use crate::remote::RunIdentity;
 
 /// Label of a gang's pods, which its Service selects.
-const GANG_LABEL: &str = "ferroflow/gang";
+pub const GANG_LABEL: &str = "ferroflow/gang";
 /// Read by the task, which waits until that name has an address.
-const MAIN_NAME: &str = "FERROFLOW_GANG_MAIN";
+pub const MAIN_NAME: &str = "FERROFLOW_GANG_MAIN";
 
 /// A rank of a gang.
 pub struct Rank<'a> {
@@ -40,7 +42,8 @@ impl<'a> Rank<'a> {
         let service = self.service();
         let template = &mut job["spec"]["template"];
         template["metadata"]["labels"][GANG_LABEL] = json!(service);
-        template["metadata"]["annotations"]["metaflow/control-task-id"] = json!(self.place.control_task.to_string());
+        let (annotation, control) = control_annotation(self.place.control_task);
+        template["metadata"]["annotations"][annotation] = json!(control);
         template["spec"]["hostname"] = json!(host(self.place.rank));
         template["spec"]["subdomain"] = json!(service);
         let variable = json!({ "name": MAIN_NAME, "value": format!("{}.{service}", host(0)) });
@@ -92,6 +95,11 @@ impl<'a> Rank<'a> {
     }
 }
 
+/// What says on a rank's objects which task rank 0 is.
+pub fn control_annotation(control: TaskId) -> (&'static str, String) {
+    ("metaflow/control-task-id", control.to_string())
+}
+
 /// Lets the server check that Services may be made, without keeping one.
 pub async fn try_service(cluster: &Cluster, namespace: &str) -> Result<(), ApiFault> {
     let service = json!({
@@ -136,7 +144,6 @@ fn host(rank: u64) -> String {
 mod tests {
     use super::*;
     use crate::conformance::launch;
-    use ferroflow_core::id::TaskId;
 
     fn identity() -> RunIdentity {
         RunIdentity { flow: "F".into(), run: "1".into(), user: "tester".into(), metadata: "here".into(), created_at: 0 }

@@ -5,15 +5,16 @@ use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
 use ferroflow_core::decorator::kubernetes::KubernetesOptions;
-use ferroflow_core::port::{ObjectError, RemoteTasks};
+use ferroflow_core::port::{ObjectError, RemoteContainer, RemoteTasks};
 use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
-use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::KubernetesSettings;
-use super::api::{ApiFault, Cluster, Target};
+use super::api::{ApiFault, Cluster, Target, jobs_path};
 use super::job::JobParts;
 use super::parallel::{Rank, no_service};
+use super::submit_jobset::JobSets;
 
 /// Submissions under way at once. With the watch, a delete, a look at events, the log's readers and
 /// uploads the engine stays below twenty connections.
@@ -29,6 +30,7 @@ pub struct Submitter {
     pub cluster: Cluster,
     pub settings: Arc<KubernetesSettings>,
     pub remote: Arc<dyn RemoteTasks>,
+    pub jobsets: JobSets,
     at_once: Semaphore,
     /// When the next submission may go out.
     next: Mutex<Instant>,
@@ -72,6 +74,11 @@ impl Ticket {
         *state == TicketState::Cancelled
     }
 
+    /// Nothing was sent yet, and nothing will be.
+    pub fn is_cancelled(&self) -> bool {
+        self.state() == TicketState::Cancelled
+    }
+
     fn state(&self) -> TicketState {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,7 +104,14 @@ impl Ticket {
 
 impl Submitter {
     pub fn new(cluster: Cluster, settings: Arc<KubernetesSettings>, remote: Arc<dyn RemoteTasks>) -> Self {
-        Self { cluster, settings, remote, at_once: Semaphore::new(AT_ONCE), next: Mutex::new(Instant::now()) }
+        Self {
+            cluster,
+            settings,
+            remote,
+            jobsets: JobSets::default(),
+            at_once: Semaphore::new(AT_ONCE),
+            next: Mutex::new(Instant::now()),
+        }
     }
 
     pub fn options(&self, launch: &TaskLaunch) -> KubernetesOptions {
@@ -110,36 +124,51 @@ impl Submitter {
 
     /// Creates the Job; `false` when the order was taken back before that.
     pub async fn submit(&self, order: &Order) -> Result<bool, Cause> {
-        let _place = self.at_once.acquire().await.expect("the semaphore is never closed");
-        if order.ticket.state() == TicketState::Cancelled {
+        let _place = self.place().await;
+        if order.ticket.is_cancelled() {
             return Ok(false);
         }
         let launch = &order.launch;
-        let mut container = self.remote.container(launch, "kubernetes").await.map_err(|error| store_fault(&error))?;
-        if let Some(variables) = self.settings.environments.get(&launch.spec.step) {
-            for (name, value) in variables {
-                container.environment.entry(name.clone()).or_insert_with(|| value.clone());
-            }
-        }
+        let container = self.container(launch).await?;
         let options = self.options(launch);
-        let parts = JobParts {
-            identity: &self.settings.identity,
-            options: &options,
-            launch,
-            container,
-            default_image: &self.settings.default_image,
-            round: order.round,
-        };
+        let parts = self.parts(launch, &options, container, order.round);
         let mut job = parts.manifest();
         let rank = Rank::of(&self.settings.identity, launch);
         if let Some(rank) = &rank {
             rank.join(&mut job);
         }
-        let created = self.create(order, &options.namespace, &job).await?;
+        let created = self.create(&order.ticket, &jobs_path(&options.namespace), &job).await;
+        let created = created.map_err(|fault| refusal(&options.namespace, &fault))?;
         if let Some(rank) = rank.filter(|rank| created && rank.is_first()) {
             self.make_service(order, &options.namespace, &parts.name(), &rank).await?;
         }
         Ok(created)
+    }
+
+    /// One of the few submissions under way at once.
+    pub async fn place(&self) -> SemaphorePermit<'_> {
+        self.at_once.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// What an attempt's container runs, with the step's `@environment`.
+    pub async fn container(&self, launch: &TaskLaunch) -> Result<RemoteContainer, Cause> {
+        let container = self.remote.container(launch, "kubernetes").await;
+        let mut container = container.map_err(|error| store_fault(&error))?;
+        for (name, value) in self.settings.environments.get(&launch.spec.step).into_iter().flatten() {
+            container.environment.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+        Ok(container)
+    }
+
+    pub fn parts<'a>(
+        &'a self,
+        launch: &'a TaskLaunch,
+        options: &'a KubernetesOptions,
+        container: RemoteContainer,
+        round: u32,
+    ) -> JobParts<'a> {
+        let (identity, default_image) = (&self.settings.identity, self.settings.default_image.as_str());
+        JobParts { identity, options, launch, container, default_image, round }
     }
 
     /// What the ranks of a gang find each other by; without it there is no gang.
@@ -161,26 +190,27 @@ impl Submitter {
         }
     }
 
-    async fn create(&self, order: &Order, namespace: &str, job: &serde_json::Value) -> Result<bool, Cause> {
+    /// Creates an object under a path; `false` when the order was taken back before that.
+    pub async fn create(&self, ticket: &Ticket, path: &str, object: &serde_json::Value) -> Result<bool, ApiFault> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(200);
         loop {
             self.keep_pace().await;
-            if !order.ticket.may_go_out() {
+            if !ticket.may_go_out() {
                 // An earlier try may have reached the server.
-                return Ok(order.ticket.state() == TicketState::Unwanted);
+                return Ok(ticket.state() == TicketState::Unwanted);
             }
-            match self.cluster.create_job(namespace, job, false).await {
+            match self.cluster.create(path, object, false).await {
                 // It is there from an earlier try whose answer did not reach us.
                 Ok(()) | Err(ApiFault::Exists(_)) => return Ok(true),
                 Err(fault) if fault.may_pass() && begun.elapsed() < PATIENCE => {
                     if let ApiFault::Busy { after, .. } = fault {
                         pause = pause.max(after);
                     }
-                    order.ticket.pause(pause).await;
+                    ticket.pause(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE.max(pause));
                 }
-                Err(fault) => return Err(refusal(namespace, &fault)),
+                Err(fault) => return Err(fault),
             }
         }
     }
@@ -196,7 +226,7 @@ impl Submitter {
     }
 }
 
-fn store_fault(error: &ObjectError) -> Cause {
+pub fn store_fault(error: &ObjectError) -> Cause {
     let kind = match error {
         ObjectError::Denied(_) | ObjectError::NotFound(_) => CauseKind::Refused,
         ObjectError::Unavailable(_) => CauseKind::LayerError,

@@ -5,6 +5,7 @@
 mod adopting;
 mod closing;
 mod ending;
+mod gangs;
 mod leaving;
 mod nodes;
 mod signs;
@@ -30,6 +31,7 @@ use super::attempt::{Attempt, Stage};
 use super::explain::Explanations;
 use super::pod::{Ending, Phase, PodView};
 use super::submit::Submitter;
+use super::submit_jobset::GangSubmitted;
 use super::watch::{PodNews, follow};
 use crate::remote::layer::{Command, refuse, refuse_rest};
 use adopting::Findings;
@@ -41,6 +43,15 @@ pub enum Message {
         id: AttemptId,
         round: u32,
         result: Result<bool, Cause>,
+    },
+    /// Whether the ranks of a gang are to be one JobSet.
+    GangDecided {
+        ranks: Vec<AttemptId>,
+        by_jobset: bool,
+    },
+    GangSubmitted {
+        ranks: Vec<AttemptId>,
+        result: GangSubmitted,
     },
     Pods(Box<PodNews>),
     /// The store shows what the watch may not yet.
@@ -95,7 +106,9 @@ pub struct Supervisor {
     /// Namespaces with a watch.
     watched: HashSet<String>,
     /// Jobs whose end was told; kept a while, so that a record of it can be made first.
-    finished: VecDeque<(Instant, String, String)>,
+    finished: VecDeque<FinishedJob>,
+    /// Gangs whose ranks do not all have their orders yet, and ends that are told later.
+    gangs: gangs::Gangs,
     /// Removes some of them.
     removing: Option<JoinHandle<()>>,
     /// Namespaces whose events are being read.
@@ -112,6 +125,21 @@ pub struct Supervisor {
     herald: Option<Herald>,
     /// Ending until then, and who waits for it.
     closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
+}
+
+/// A Job whose attempt's end was told.
+pub struct FinishedJob {
+    at: Instant,
+    namespace: String,
+    name: String,
+    jobset: Option<String>,
+}
+
+impl FinishedJob {
+    fn of(attempt: &Attempt) -> Self {
+        let (namespace, name, jobset) = (attempt.namespace.clone(), attempt.job.clone(), attempt.jobset.clone());
+        Self { at: Instant::now(), namespace, name, jobset }
+    }
 }
 
 /// A kubelet's words between two tries to pull an image.
@@ -140,6 +168,7 @@ impl Supervisor {
             jobs: HashMap::new(),
             watched: HashSet::new(),
             finished: VecDeque::new(),
+            gangs: gangs::Gangs::default(),
             removing: None,
             explaining: HashSet::new(),
             explained_at: Instant::now(),
@@ -205,6 +234,8 @@ impl Supervisor {
     fn take(&mut self, message: Message) {
         match message {
             Message::Submitted { id, round, result } => self.submitted(id, round, result),
+            Message::GangDecided { ranks, by_jobset } => self.gang_decided(ranks, by_jobset),
+            Message::GangSubmitted { ranks, result } => self.gang_submitted(ranks, result),
             Message::Pods(news) => self.news(*news),
             Message::Sign { id, sign } => self.sign(id, sign),
             Message::Drained { id, report } => self.finish(id, *report),
@@ -226,8 +257,12 @@ impl Supervisor {
         let namespace = self.submitter.options(&launch).namespace;
         self.watch(&namespace);
         let job = self.settings.identity.job_name(launch.spec.step.as_str(), id, 0);
+        let gang = launch.spec.gang;
         self.attempts.insert(id, Attempt::new(launch, namespace, job));
-        self.send_order(id);
+        match gang {
+            Some(place) => self.gather_rank(id, place),
+            None => self.send_order(id),
+        }
     }
 
     /// Sends the current round of an attempt to the server.
@@ -259,11 +294,7 @@ impl Supervisor {
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.round == round) else { return };
         match result {
             Ok(true) => {
-                // The watch may have been faster than the answer.
-                if attempt.stage == Stage::Submitting {
-                    attempt.stage = Stage::Created;
-                    attempt.since = Instant::now();
-                }
+                attempt.is_created();
                 if attempt.stop.is_some() {
                     self.delete(vec![id]);
                 }
@@ -278,7 +309,10 @@ impl Supervisor {
             PodNews::Changed(pod) => self.changed(&pod),
             PodNews::Gone(pod) => self.gone(&pod),
             PodNews::All { namespace, pods } => {
-                for pod in &pods {
+                // A JobSet's controller takes the other pods away when one has failed, which is to be
+                // known first.
+                let (taken, others): (Vec<&PodView>, Vec<&PodView>) = pods.iter().partition(|pod| pod.deleting);
+                for pod in others.into_iter().chain(taken) {
                     self.changed(pod);
                 }
                 let there: HashSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
@@ -328,7 +362,7 @@ impl Supervisor {
         }
         attempt.view = pod.clone();
         let phase = pod.phase();
-        if pod.deleting && attempt.stop.is_none() && !matches!(phase, Phase::Ended(_)) {
+        if pod.deleting && !attempt.is_stopped() && !matches!(phase, Phase::Ended(_)) {
             self.taken(id, pod);
         }
         self.hear_of_node(pod);
@@ -375,7 +409,7 @@ impl Supervisor {
 
     fn tell_waiting(&mut self, id: AttemptId, reason: String) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
-        if attempt.told_started || attempt.stop.is_some() || attempt.told.as_ref() == Some(&reason) {
+        if attempt.told_started || attempt.is_stopped() || attempt.told.as_ref() == Some(&reason) {
             return;
         }
         attempt.told = Some(reason.clone());
@@ -397,7 +431,8 @@ impl Supervisor {
             ("kubernetes-pod-service-account-name", &pod.service_account),
             ("kubernetes-node-ip", &pod.node_address),
         ];
-        for (name, value) in entries {
+        let jobset = attempt.jobset.as_ref().map(|jobset| ("kubernetes-jobset-name", jobset));
+        for (name, value) in entries.into_iter().chain(jobset) {
             self.events.metadata(id, name.to_owned(), value.clone());
         }
         self.remote.follow(id);
@@ -405,7 +440,8 @@ impl Supervisor {
 
     fn ended(&mut self, id: AttemptId, pod: &PodView, ending: Ending) {
         let Some(attempt) = self.attempts.get(&id) else { return };
-        let (stopped, taken) = (attempt.stop.is_some(), attempt.taken.is_some());
+        let (stopped, taken) = (attempt.is_stopped(), attempt.taken.is_some());
+        let in_jobset = attempt.jobset.is_some();
         match ending {
             Ending::Report { report, .. } if !stopped && taken && !is_ok(&report) => self.lose_taken(id),
             Ending::NeverRan(_) | Ending::Taken(_) if stopped => self.end_stopped(id),
@@ -415,8 +451,15 @@ impl Supervisor {
                 self.lose_taken_because(id, cause);
             }
             Ending::NeverRan(cause) | Ending::Taken(cause) => self.lose(id, cause),
+            // All ranks start together: with addresses signed anew, the gang does.
+            Ending::Report { sign_again: true, report, .. } if !stopped && in_jobset => {
+                self.lose(id, report.cause.unwrap_or_else(expired));
+            }
             Ending::Report { sign_again: true, .. } if !stopped && self.submit_again(id) => {}
             Ending::Report { report, metadata, silent, .. } => {
+                if !stopped && !is_ok(&report) {
+                    self.fell_gang_of(id);
+                }
                 self.start(id, pod);
                 for (name, value) in metadata {
                     self.events.metadata(id, name, value);
@@ -438,7 +481,7 @@ impl Supervisor {
         }
         match pod.phase() {
             Phase::Ended(ending) => self.ended(id, pod, ending),
-            _ if attempt.stop.is_some() => self.end_stopped(id),
+            _ if attempt.is_stopped() => self.end_stopped(id),
             _ => {
                 self.taken(id, pod);
                 self.lose_taken(id);
@@ -449,6 +492,10 @@ impl Supervisor {
 
 fn is_ok(report: &AttemptReport) -> bool {
     report.outcome.as_ref().is_some_and(|outcome| outcome.ok)
+}
+
+fn expired() -> Cause {
+    Cause::new(CauseKind::LayerError, "the addresses it was given had expired before it started")
 }
 
 fn cancelled() -> Cause {

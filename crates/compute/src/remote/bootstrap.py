@@ -115,7 +115,8 @@ def take_own():
         import json
 
         children = fetch("the list of tasks", url, os.environ.pop("FERROFLOW_CHILDREN_SHA256"))
-        index = os.environ.get("AWS_BATCH_JOB_ARRAY_INDEX") or os.environ["AWS_BATCH_JOB_NODE_INDEX"]
+        index = os.environ.pop("FERROFLOW_CHILD_INDEX", "") or os.environ.get("AWS_BATCH_JOB_ARRAY_INDEX")
+        index = index or os.environ["AWS_BATCH_JOB_NODE_INDEX"]
         os.environ.update(json.loads(children.decode())[int(index)])
 
 

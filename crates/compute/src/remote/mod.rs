@@ -13,6 +13,7 @@ mod lease;
 mod logs;
 pub mod package;
 pub mod refusal;
+pub(crate) mod shared;
 mod spec;
 mod tail;
 

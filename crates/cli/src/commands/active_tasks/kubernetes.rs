@@ -21,6 +21,8 @@ const NAMESPACE_VARIABLE: &str = "METAFLOW_KUBERNETES_NAMESPACE";
 pub struct Kubernetes {
     cluster: Cluster,
     namespaces: BTreeSet<String>,
+    /// The flow has steps that `num_parallel` leads to.
+    gangs: bool,
 }
 
 impl Kubernetes {
@@ -29,7 +31,9 @@ impl Kubernetes {
         apply_with(&mut flow, &context.top.with)?;
         let namespaces = namespaces(context, &flow);
         let cluster = Cluster::connect().await.map_err(|fault| Failure::new(HEADLINE, fault.to_string()))?;
-        Ok(Self { cluster, namespaces })
+        let mut decorators = flow.steps.iter().flat_map(|step| &step.decorators);
+        let gangs = decorators.any(|decorator| decorator.name.ends_with("parallel"));
+        Ok(Self { cluster, namespaces, gangs })
     }
 
     fn unreachable(&self, fault: &ApiFault) -> Failure {
@@ -100,7 +104,7 @@ impl Layer for Kubernetes {
                     ),
                 ));
             }
-            let found = listing::list(&self.cluster, namespace, filter).await;
+            let found = listing::list(&self.cluster, namespace, filter, self.gangs).await;
             tasks.extend(found.map_err(|fault| self.cannot_list(namespace, &fault))?);
         }
         Ok(tasks)

@@ -6,9 +6,11 @@ use std::collections::HashSet;
 use ferroflow_core::id::{AttemptId, StepName};
 use ferroflow_core::task::{Cause, CauseKind};
 
-use super::super::api::{ApiFault, Cluster};
+use super::super::api::ApiFault;
 use super::super::attempt::{Attempt, MOST_ROUNDS, Stage};
+use super::super::jobset::{Member, jobsets, member_of, members};
 use super::super::pod::PodView;
+use super::super::submit::Submitter;
 use super::{Message, Supervisor};
 use crate::remote::layer::refuse;
 
@@ -16,7 +18,13 @@ use crate::remote::layer::refuse;
 pub struct Findings {
     namespace: String,
     ids: Vec<AttemptId>,
-    found: Result<(HashSet<String>, Vec<PodView>), ApiFault>,
+    found: Result<Found, ApiFault>,
+}
+
+struct Found {
+    jobs: HashSet<String>,
+    pods: Vec<PodView>,
+    ranks: Vec<Member>,
 }
 
 impl Supervisor {
@@ -46,10 +54,10 @@ impl Supervisor {
             let namespace = self.attempts[first].namespace.clone();
             let (ids, others) = left.into_iter().partition(|id| self.attempts[id].namespace == namespace);
             left = others;
-            let (cluster, sender) = (self.cluster.clone(), self.sender.clone());
+            let (submitter, sender) = (self.submitter.clone(), self.sender.clone());
             let selector = self.settings.identity.selector();
             tokio::spawn(async move {
-                let found = look(&cluster, &namespace, &selector).await;
+                let found = look(&submitter, &namespace, &selector).await;
                 let _over = sender.send(Message::Found(Box::new(Findings { namespace, ids, found })));
             });
         }
@@ -57,7 +65,7 @@ impl Supervisor {
 
     pub(super) fn found(&mut self, findings: Findings) {
         let Findings { namespace, ids, found } = findings;
-        let (jobs, pods) = match found {
+        let Found { jobs, pods, ranks } = match found {
             Ok(found) => found,
             Err(fault) if fault.may_pass() => {
                 // The next tick looks again.
@@ -77,7 +85,8 @@ impl Supervisor {
         };
         let with_pods: HashSet<&str> = pods.iter().map(|pod| pod.job.as_str()).collect();
         for id in ids {
-            self.take_up(id, |job| jobs.contains(job) || with_pods.contains(job));
+            let rank = ranks.iter().find(|rank| rank.id == id);
+            self.take_up(id, rank, |job| jobs.contains(job) || with_pods.contains(job));
         }
         for pod in &pods {
             self.changed(pod);
@@ -86,8 +95,15 @@ impl Supervisor {
     }
 
     /// Goes on with the newest Job of an adopted attempt.
-    fn take_up(&mut self, id: AttemptId, is_there: impl Fn(&str) -> bool) {
+    fn take_up(&mut self, id: AttemptId, rank: Option<&Member>, is_there: impl Fn(&str) -> bool) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        if let Some(Member { jobset, job, .. }) = rank {
+            attempt.jobset = Some(jobset.clone());
+            attempt.job.clone_from(job);
+            self.jobs.insert(job.clone(), id);
+            self.submitted(id, 0, Ok(true));
+            return;
+        }
         let step = attempt.launch.spec.step.clone();
         let names = (0..=MOST_ROUNDS).map(|round| (round, self.settings.identity.job_name(step.as_str(), id, round)));
         match names.filter(|(_, name)| is_there(name)).last() {
@@ -105,12 +121,21 @@ impl Supervisor {
     }
 }
 
-async fn look(cluster: &Cluster, namespace: &str, selector: &str) -> Result<(HashSet<String>, Vec<PodView>), ApiFault> {
+async fn look(submitter: &Submitter, namespace: &str, selector: &str) -> Result<Found, ApiFault> {
+    let cluster = &submitter.cluster;
     let jobs = match cluster.list_jobs(namespace, selector).await {
         Err(ApiFault::Denied(_)) => Vec::new(),
         listed => listed?,
     };
-    let names = jobs.iter().filter_map(|job| job["metadata"]["name"].as_str()).map(str::to_owned).collect();
+    let jobs = jobs.iter().filter_map(|job| job["metadata"]["name"].as_str()).map(str::to_owned).collect();
     let (pods, _) = cluster.list_pods(namespace, selector).await?;
-    Ok((names, pods.iter().map(PodView::of).collect()))
+    let mut ranks: Vec<Member> = pods.iter().filter_map(member_of).collect();
+    if !submitter.settings.gangs.is_empty() && submitter.jobsets.are_used(cluster).await {
+        match cluster.list_at(&jobsets(namespace), selector).await {
+            // Pods tell as much, where there are some.
+            Err(ApiFault::Denied(_)) => {}
+            listed => ranks.extend(listed?.iter().flat_map(members)),
+        }
+    }
+    Ok(Found { jobs, pods: pods.iter().map(PodView::of).collect(), ranks })
 }

@@ -1,6 +1,7 @@
 //! The end of the layer: nothing of the run is left on the cluster, or it is said what is and how
 //! to remove it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ferroflow_core::port::LayerEvent;
@@ -9,11 +10,12 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::super::api::{ApiFault, Cluster, Target};
+use super::super::jobset::jobsets;
 use super::super::parallel::remove_services;
 use super::super::pod::PodView;
 use super::leaving::how_to_remove;
 use super::stopping::{AT_ONCE, KILL_GRACE, NEVER_STARTED, forget_pods, unconfirmed};
-use super::{Supervisor, cancelled};
+use super::{FinishedJob, Supervisor, cancelled};
 
 /// How long the cluster may take to confirm that nothing is left: hundreds of Jobs take a small one
 /// many seconds.
@@ -28,6 +30,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(150);
 impl Supervisor {
     /// The last words of the layer.
     pub(super) async fn close(&mut self) {
+        self.tell_held_ends();
+        let gangs = self.known_jobsets();
         for (id, attempt) in self.attempts.drain() {
             let cause = if attempt.told_started { unconfirmed() } else { cancelled() };
             self.events.send(LayerEvent::Lost { id, cause });
@@ -37,8 +41,9 @@ impl Supervisor {
             cluster: &self.cluster,
             namespace,
             selector: self.settings.identity.selector(),
-            known: self.finished.iter().filter(|f| f.1 == *namespace).map(|f| f.2.clone()).collect(),
+            known: self.finished.iter().filter(|job| job.namespace == *namespace).collect(),
             gangs: !self.settings.gangs.is_empty(),
+            jobsets: self.submitter.jobsets.may_be_there().then_some(&gangs),
             began: Instant::now(),
             since,
         });
@@ -55,13 +60,22 @@ impl Supervisor {
     }
 }
 
+impl Supervisor {
+    fn known_jobsets(&self) -> BTreeSet<String> {
+        let ended = self.finished.iter().filter_map(|job| job.jobset.clone());
+        ended.chain(self.attempts.values().filter_map(|attempt| attempt.jobset.clone())).collect()
+    }
+}
+
 /// Removes everything of the run from one namespace.
 struct Sweep<'a> {
     cluster: &'a Cluster,
     namespace: &'a str,
     selector: String,
     /// Jobs that were not removed yet and whose ends were told.
-    known: Vec<String>,
+    known: Vec<&'a FinishedJob>,
+    /// Gangs of the run were JobSets: those that are known.
+    jobsets: Option<&'a BTreeSet<String>>,
     /// Steps of the run are gangs, whose ranks found each other by Services.
     gangs: bool,
     began: Instant,
@@ -93,6 +107,9 @@ impl Sweep<'_> {
 
     /// Removes what is there; the pods that live. `told`: they have been told to end.
     async fn look(&self, told: &mut bool) -> Result<Vec<PodView>, ApiFault> {
+        if let Some(known) = self.jobsets {
+            self.remove_jobsets(known).await?; // first, or their Jobs would come again
+        }
         self.remove_jobs().await?;
         if self.gangs {
             remove_services(self.cluster, self.namespace, &self.selector).await;
@@ -100,7 +117,8 @@ impl Sweep<'_> {
         let (pods, _) = self.cluster.list_pods(self.namespace, &self.selector).await?;
         // A task that has told its end in the store is dead, or will be in a moment: its node says so
         // much later, longest if it had not even said that the container runs.
-        let is_over = |pod: &PodView| pod.is_over() || self.known.contains(&pod.job);
+        let is_known = |pod: &PodView| self.known.iter().any(|job| job.name == pod.job);
+        let is_over = |pod: &PodView| pod.is_over() || is_known(pod);
         let (over, alive): (Vec<PodView>, Vec<PodView>) = pods.iter().map(PodView::of).partition(is_over);
         if alive.is_empty() && !over.is_empty() {
             let all = self.cluster.delete_pods(self.namespace, Target::Selector(&self.selector), 0).await;
@@ -122,11 +140,28 @@ impl Sweep<'_> {
         Ok(live)
     }
 
+    async fn remove_jobsets(&self, known: &BTreeSet<String>) -> Result<(), ApiFault> {
+        let path = jobsets(self.namespace);
+        match self.cluster.delete_selected(&path, &self.selector).await {
+            Err(ApiFault::Denied(_)) => {}
+            other => return other,
+        }
+        let listed = self.cluster.list_at(&path, &self.selector).await.unwrap_or_default();
+        let listed = listed.iter().filter_map(|jobset| jobset["metadata"]["name"].as_str());
+        for name in known.iter().map(String::as_str).chain(listed) {
+            self.cluster.delete_named(&path, name).await?;
+        }
+        Ok(())
+    }
+
     async fn remove_jobs(&self) -> Result<(), ApiFault> {
         let names = match self.cluster.list_jobs(self.namespace, &self.selector).await {
             Ok(jobs) if jobs.is_empty() => return Ok(()),
             Ok(jobs) => jobs.iter().filter_map(|job| Some(job["metadata"]["name"].as_str()?.to_owned())).collect(),
-            Err(ApiFault::Denied(_)) => self.known.clone(),
+            // Those of a JobSet go with it.
+            Err(ApiFault::Denied(_)) => {
+                self.known.iter().filter(|job| job.jobset.is_none()).map(|job| job.name.clone()).collect()
+            }
             Err(fault) => return Err(fault),
         };
         match self.cluster.delete_jobs(self.namespace, Target::Selector(&self.selector)).await {
@@ -148,7 +183,7 @@ impl Sweep<'_> {
             Ok(alive) if alive.is_empty() => return None,
             Ok(alive) => alive,
             Err(fault) => {
-                let how = how_to_remove(kill_command, namespace, selector);
+                let how = how_to_remove(kill_command, namespace, selector, self.jobsets.is_some());
                 return Some(format!("jobs of this run may be left on Kubernetes ({fault}). {how}"));
             }
         };

@@ -5,12 +5,11 @@ use std::time::Duration;
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::port::{LayerEvent, StopSignal};
 use ferroflow_core::task::{AttemptReport, Cause, ProcessExit, Usage};
-use tokio::time::Instant;
 
 use super::super::attempt::{Attempt, MOST_ROUNDS, Stage};
 use super::super::names::container_name;
 use super::super::pod::PodView;
-use super::{Message, Supervisor, cancelled};
+use super::{FinishedJob, Message, Supervisor, cancelled};
 
 /// How long the last lines of an ended task may take.
 const LAST_LINES: Duration = Duration::from_secs(15);
@@ -57,8 +56,8 @@ impl Supervisor {
     pub(super) fn finish(&mut self, id: AttemptId, report: AttemptReport) {
         let Some(attempt) = self.attempts.remove(&id) else { return };
         self.jobs.remove(&attempt.job);
-        self.finished.push_back((Instant::now(), attempt.namespace, attempt.job));
-        self.events.send(LayerEvent::Finished { id, report });
+        self.finished.push_back(FinishedJob::of(&attempt));
+        self.tell_end(id, &attempt, LayerEvent::Finished { id, report });
     }
 
     /// A stopped attempt whose pod went without a word.
@@ -99,7 +98,7 @@ impl Supervisor {
         if let Some(attempt) = self.attempts.remove(&id) {
             self.jobs.remove(&attempt.job);
             let _whether_it_went_out = attempt.cancel_order();
-            self.events.send(LayerEvent::Lost { id, cause });
+            self.tell_end(id, &attempt, LayerEvent::Lost { id, cause });
         }
     }
 
@@ -110,7 +109,7 @@ impl Supervisor {
         let Some(attempt) = self.attempts.get_mut(&id).filter(may_come_back) else {
             return false;
         };
-        self.finished.push_back((Instant::now(), attempt.namespace.clone(), attempt.job.clone()));
+        self.finished.push_back(FinishedJob::of(attempt));
         self.jobs.remove(&attempt.job);
         attempt.round += 1;
         self.send_order(id);

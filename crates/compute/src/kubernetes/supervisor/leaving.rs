@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::super::api::{ApiFault, Cluster};
+use super::super::submit::Submitter;
 use super::Supervisor;
 
 /// So long nothing is said; with the look it makes five seconds.
@@ -47,6 +48,7 @@ struct Place {
     namespace: String,
     selector: String,
     kill_command: String,
+    submitter: Arc<Submitter>,
     events: Arc<dyn EventSink>,
 }
 
@@ -61,6 +63,7 @@ impl Supervisor {
             namespace: namespace.clone(),
             selector: self.settings.identity.selector(),
             kill_command: self.settings.kill_command.clone(),
+            submitter: self.submitter.clone(),
             events: self.events.clone(),
         };
         let places: Vec<Place> = self.watched.iter().map(place).collect();
@@ -86,7 +89,9 @@ impl Place {
             Err(fault) => format!("After 5 seconds it is not known what of this run is left on Kubernetes ({fault})"),
         };
         has_told.store(true, Ordering::Relaxed);
-        let text = format!("{left}. {}", how_to_remove(&self.kill_command, &self.namespace, &self.selector));
+        let jobsets = self.submitter.jobsets.may_be_there();
+        let how = how_to_remove(&self.kill_command, &self.namespace, &self.selector, jobsets);
+        let text = format!("{left}. {how}");
         self.events.send(LayerEvent::Notice { text });
     }
 
@@ -104,8 +109,9 @@ impl Place {
 }
 
 /// The commands for those who do not want to wait.
-pub fn how_to_remove(kill_command: &str, namespace: &str, selector: &str) -> String {
-    format!("Remove what is left with: {kill_command}, or: kubectl -n {namespace} delete jobs,pods -l {selector}")
+pub fn how_to_remove(kill_command: &str, namespace: &str, selector: &str, jobsets: bool) -> String {
+    let kinds = if jobsets { "jobsets,jobs,pods" } else { "jobs,pods" };
+    format!("Remove what is left with: {kill_command}, or: kubectl -n {namespace} delete {kinds} -l {selector}")
 }
 
 fn count(jobs: usize, pods: &[String]) -> Option<String> {

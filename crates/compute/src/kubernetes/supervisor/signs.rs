@@ -20,7 +20,7 @@ impl Supervisor {
 
     pub(super) fn sign(&mut self, id: AttemptId, sign: RemoteSign) {
         let Some(attempt) = self.attempts.get(&id) else { return };
-        if attempt.stage == Stage::Ending || attempt.stop.is_some() || attempt.taken.is_some() {
+        if attempt.stage == Stage::Ending || attempt.is_stopped() || attempt.taken.is_some() {
             return;
         }
         let pod = attempt.view.clone();

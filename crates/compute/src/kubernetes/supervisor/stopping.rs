@@ -1,7 +1,7 @@
 //! Stopping attempts: by label selector where all are meant, one by one where the cluster does not
 //! allow that. How the layer ends, and what is said of what is left, is `closing`'s work.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use ferroflow_core::id::AttemptId;
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::super::api::{ApiFault, Cluster, Target};
 use super::super::attempt::Stage;
 use super::super::job::TERMINATION_GRACE;
+use super::super::jobset::delete_jobset;
 use super::super::names::{ATTEMPT_LABEL, attempt_label};
 use super::closing::LONGEST_OF_NODES;
 use super::{CLOSING, Message, Supervisor, cancelled};
@@ -41,6 +42,8 @@ struct Deletion {
     selector: Option<String>,
     /// Job and pod.
     names: Vec<(String, Option<String>)>,
+    /// Gangs, which go as a whole.
+    jobsets: BTreeSet<String>,
     grace: u32,
 }
 
@@ -99,10 +102,15 @@ impl Supervisor {
         }
     }
 
-    /// Deletes Jobs and pods of attempts; the answer comes as a message.
-    pub(super) fn delete(&mut self, ids: Vec<AttemptId>) {
+    /// Deletes Jobs and pods of attempts, of a rank in a JobSet those of all; the answer comes as a
+    /// message.
+    pub(super) fn delete(&mut self, mut ids: Vec<AttemptId>) {
         if ids.is_empty() {
             return;
+        }
+        for id in ids.clone() {
+            let with_it = self.fell_gang_of(id);
+            ids.extend(with_it);
         }
         let deletions = self.deletions(&ids);
         for id in &ids {
@@ -128,12 +136,16 @@ impl Supervisor {
                 namespace: attempt.namespace.clone(),
                 selector: None,
                 names: Vec::new(),
+                jobsets: BTreeSet::new(),
                 grace: TERMINATION_GRACE,
             });
             if attempt.stop == Some(StopSignal::Kill) {
                 deletion.grace = KILL_GRACE;
             }
-            deletion.names.push((attempt.job.clone(), attempt.pod.clone()));
+            match &attempt.jobset {
+                Some(jobset) => drop(deletion.jobsets.insert(jobset.clone())),
+                None => deletion.names.push((attempt.job.clone(), attempt.pod.clone())),
+            }
         }
         for (namespace, deletion) in &mut by_namespace {
             if deletion.names.len() > FEW {
@@ -147,7 +159,7 @@ impl Supervisor {
     fn selector_of(&self, namespace: &str, wanted: &HashSet<&AttemptId>) -> Option<String> {
         let mut others = Others { meant: Vec::new(), ending: Vec::new(), some_go_on: false };
         for (id, attempt) in self.attempts.iter().filter(|(_, attempt)| attempt.namespace == namespace) {
-            if attempt.stop.is_some() || wanted.contains(id) {
+            if attempt.is_stopped() || wanted.contains(id) {
                 others.meant.push(*id);
             } else if attempt.stage == Stage::Ending {
                 others.ending.push(*id);
@@ -162,12 +174,9 @@ impl Supervisor {
         for id in ids {
             let Some(attempt) = self.attempts.get_mut(id) else { continue };
             match result {
-                Ok(()) if attempt.pod.is_none() && attempt.stage == Stage::Created && attempt.stop.is_some() => {
+                Ok(()) if attempt.pod.is_none() && attempt.stage == Stage::Created && attempt.is_stopped() => {
                     // Without a pod nobody will tell of its end. Not `lose`: it is deleted already.
-                    if let Some(attempt) = self.attempts.remove(id) {
-                        self.jobs.remove(&attempt.job);
-                    }
-                    self.events.send(LayerEvent::Lost { id: *id, cause: cancelled() });
+                    self.tell_lost(*id, cancelled());
                 }
                 Ok(()) => {}
                 Err(fault) => attempt.delete_again = fault.may_pass(),
@@ -221,6 +230,9 @@ impl Others {
 
 impl Deletion {
     async fn carry_out(&self, cluster: &Cluster) -> Result<(), ApiFault> {
+        for jobset in &self.jobsets {
+            delete_jobset(cluster, &self.namespace, jobset, self.grace).await?;
+        }
         let Some(selector) = &self.selector else { return self.one_by_one(cluster).await };
         match cluster.delete_jobs(&self.namespace, Target::Selector(selector)).await {
             Ok(()) => {

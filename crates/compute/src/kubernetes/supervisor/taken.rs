@@ -7,8 +7,10 @@ use ferroflow_core::id::AttemptId;
 use ferroflow_core::task::{Cause, CauseKind};
 use tokio::time::Instant;
 
-use super::super::api::ApiFault;
+use super::super::api::{ApiFault, jobs_path};
+use super::super::attempt::Attempt;
 use super::super::explain::why_taken;
+use super::super::jobset::jobsets;
 use super::super::pod::PodView;
 use super::{Message, Supervisor};
 
@@ -67,15 +69,19 @@ impl Supervisor {
     pub(super) fn ask_for_job(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
         attempt.asking_for_job = true;
-        let (namespace, job) = (attempt.namespace.clone(), attempt.job.clone());
+        let job = attempt.job.clone();
+        let (path, name) = match &attempt.jobset {
+            None => (jobs_path(&attempt.namespace), job.clone()),
+            Some(jobset) => (jobsets(&attempt.namespace), jobset.clone()),
+        };
         let (cluster, sender) = (self.cluster.clone(), self.sender.clone());
         tokio::spawn(async move {
             let begun = Instant::now();
-            let mut there = cluster.job_exists(&namespace, &job).await;
+            let mut there = cluster.exists(&path, &name).await;
             // Whose will it was is worth waiting for a server that is away.
             while there.as_ref().is_err_and(ApiFault::may_pass) && begun.elapsed() < ASKED_FOR {
                 tokio::time::sleep(ASK_AGAIN).await;
-                there = cluster.job_exists(&namespace, &job).await;
+                there = cluster.exists(&path, &name).await;
             }
             let _over = sender.send(Message::JobAsked { id, job, there });
         });
@@ -84,11 +90,11 @@ impl Supervisor {
     pub(super) fn job_asked(&mut self, id: AttemptId, job: &str, there: &Result<bool, ApiFault>) {
         let Some(attempt) = self.attempts.get_mut(&id).filter(|attempt| attempt.job == job) else { return };
         attempt.asking_for_job = false;
-        if attempt.stop.is_some() {
+        if attempt.is_stopped() {
             return;
         }
         match there {
-            Ok(false) => attempt.taken = Some(killed(job)),
+            Ok(false) => attempt.taken = Some(killed(attempt)),
             // Else the Job would put another pod in its place.
             Ok(true) | Err(_) if attempt.taken.is_some() => self.delete(vec![id]),
             Ok(true) | Err(_) => {}
@@ -122,7 +128,11 @@ impl Supervisor {
     }
 }
 
-fn killed(job: &str) -> Cause {
-    let text = format!("somebody killed it: its Job `{job}` was deleted, as `kubernetes kill` does");
+fn killed(attempt: &Attempt) -> Cause {
+    let object = match &attempt.jobset {
+        None => format!("Job `{}`", attempt.job),
+        Some(jobset) => format!("JobSet `{jobset}`"),
+    };
+    let text = format!("somebody killed it: its {object} was deleted, as `kubernetes kill` does");
     Cause::new(CauseKind::Killed, text)
 }

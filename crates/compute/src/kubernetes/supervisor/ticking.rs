@@ -1,15 +1,17 @@
 //! What happens by the clock: reasons are looked up, patience ends, finished Jobs are removed.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::task::{Cause, CauseKind};
 use tokio::time::Instant;
 
-use super::super::api::{ApiFault, Target};
+use super::super::api::{ApiFault, jobs_path};
 use super::super::attempt::{Attempt, Stage};
 use super::super::explain::{Explanations, cannot_create, explain};
-use super::{Message, Supervisor};
+use super::super::jobset::jobsets;
+use super::{FinishedJob, Message, Supervisor};
 
 /// Jobs are removed this long after their end was told, so that it is recorded first.
 const KEEP_FINISHED: Duration = Duration::from_secs(20);
@@ -50,17 +52,28 @@ impl Supervisor {
         if self.removing.as_ref().is_some_and(|work| !work.is_finished()) {
             return;
         }
-        let due = self.finished.iter().take(REMOVED_AT_ONCE).take_while(|(at, _, _)| at.elapsed() >= KEEP_FINISHED);
+        let due = self.finished.iter().take(REMOVED_AT_ONCE).take_while(|job| job.at.elapsed() >= KEEP_FINISHED);
         let count = due.count();
         if count == 0 {
             return;
         }
-        let jobs: Vec<(Instant, String, String)> = self.finished.drain(..count).collect();
+        let jobs: Vec<FinishedJob> = self.finished.drain(..count).collect();
+        let mut objects = BTreeSet::new();
+        for job in jobs {
+            match &job.jobset {
+                None => objects.insert((jobs_path(&job.namespace), job.name)),
+                Some(jobset) if !self.has_ranks_in(jobset) => objects.insert((jobsets(&job.namespace), jobset.clone())),
+                Some(_) => {
+                    self.finished.push_back(FinishedJob { at: Instant::now(), ..job });
+                    continue;
+                }
+            };
+        }
         let cluster = self.cluster.clone();
         self.removing = Some(tokio::spawn(async move {
-            for (_, namespace, job) in jobs {
+            for (path, name) in objects {
                 // One that could not be removed now is when the layer ends.
-                let _later = cluster.delete_jobs(&namespace, Target::Name(&job)).await;
+                let _later = cluster.delete_named(&path, &name).await;
             }
         }));
     }
@@ -69,7 +82,7 @@ impl Supervisor {
         let mut over = Vec::new();
         for (id, attempt) in &self.attempts {
             let waited = attempt.since.elapsed();
-            if attempt.stage == Stage::Ending || attempt.stop.is_some() {
+            if attempt.stage == Stage::Ending || attempt.is_stopped() {
                 continue;
             }
             if let Some(cause) = attempt.taken.clone().filter(|_| waited >= TAKEN) {
@@ -86,7 +99,7 @@ impl Supervisor {
     fn is_puzzling(attempt: &Attempt) -> bool {
         let waited = attempt.since.elapsed();
         attempt.stage == Stage::Created
-            && attempt.stop.is_none()
+            && !attempt.is_stopped()
             && match attempt.pod {
                 None => waited >= NO_POD,
                 Some(_) => attempt.preparing && waited >= PREPARING,
@@ -117,7 +130,10 @@ impl Supervisor {
         for (id, attempt) in self.attempts.iter().filter(|(_, a)| a.namespace == namespace && Self::is_puzzling(a)) {
             match &attempt.pod {
                 None => {
-                    let Some(message) = found.jobs.get(&attempt.job) else { continue };
+                    let Some(message) = found.jobs.get(&attempt.job) else {
+                        waiting.extend(self.waits_for_controller(attempt).map(|reason| (*id, reason)));
+                        continue;
+                    };
                     let reason = cannot_create(message);
                     if attempt.since.elapsed() >= CANNOT_CREATE && !message.contains("exceeded quota") {
                         refused.push((*id, Cause::new(CauseKind::Refused, reason)));
