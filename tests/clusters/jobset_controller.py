@@ -1,6 +1,6 @@
-"""JobSets on a cluster that has none: their definition (with an open schema) and a stand-in for their
-controller, of which it has what a gang needs: Jobs, the headless Service, names, labels, owners, and
-what happens when a Job has failed or all are complete. Jobs, pods and names are the cluster's own.
+"""JobSets on a cluster that has none: their definition (with an open schema) and a stand-in for
+their controller, of which it has what a gang needs: Jobs, the headless Service, names, labels,
+owners, and what happens when a Job has failed or all are complete. Jobs, pods and DNS are real.
 
 The definition changes what every gang on the cluster does, so it is removed again in any case. As a
 program it keeps JobSets working until it is stopped:
@@ -169,7 +169,9 @@ def job_of(jobset: Json, replicated: Json, index: int) -> Json:
     meta, spec = jobset["metadata"], copy.deepcopy(replicated["template"]["spec"])
     name = f"{meta['name']}-{replicated['name']}-{index}"
     if len(f"{name}-0-abcde") > LONGEST_NAME:  # as the real one's admission says
-        raise ApiError(422, f"pod names generated for JobSet {meta['name']} will exceed 63 characters")
+        raise ApiError(
+            422, f"pod names generated for JobSet {meta['name']} will exceed 63 characters"
+        )
     marks = {
         f"{LABEL}/jobset-name": meta["name"],
         f"{LABEL}/jobset-uid": meta["uid"],
@@ -186,7 +188,10 @@ def job_of(jobset: Json, replicated: Json, index: int) -> Json:
     pod["spec"]["hostname"] = f"{name}-0"
     pod["spec"]["subdomain"] = jobset["spec"]["network"].get("subdomain", meta["name"])
     _mark(pod.setdefault("metadata", {}), marks)
-    job: Json = {"metadata": copy.deepcopy(replicated["template"].get("metadata", {})), "spec": spec}
+    job: Json = {
+        "metadata": copy.deepcopy(replicated["template"].get("metadata", {})),
+        "spec": spec,
+    }
     _mark(job["metadata"], marks)
     job["metadata"] |= {"name": name, "ownerReferences": [owner(jobset)]}
     return job

@@ -5,29 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, client, finish, run_flow, start
+from gang_tools import GANG, RUN, joined
+from harness import finish, run_flow, start
 from kubernetes_tools import Namespace, is_running, rule
 
 pytestmark = pytest.mark.cluster
-
-GANG = REPOSITORY / "tests/e2e/flows/gang.py"
-RUN = ("run", "--with", "kubernetes:cpu=0.1,memory=128")
-
-
-def joined(folder: Path, run: str, environment: dict[str, str]) -> list[str]:
-    return client(
-        folder,
-        f"""
-        run = Run("GangFlow/{run}")
-        join = run["join"].task.data
-        print(join.places)
-        print(join.heard)
-        print(join.hosts)
-        train = run["train"]
-        print(train.control_task.id, sorted((t.id, t.current_attempt) for t in train))
-        """,
-        env=environment,
-    )
 
 
 def test_ranks_reach_the_first_by_name(

@@ -5,34 +5,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, client, run_flow
-from kubernetes_tools import Namespace, Started, started
+from gang_tools import WITH, gang
+from harness import client, run_flow
+from kubernetes_tools import Namespace
 
 pytestmark = pytest.mark.cluster
-
-WITH = ("--with", "kubernetes:cpu=0.1,memory=128")
-# In a resumed run the ranks do not wait for somebody to end them.
-WAITS = """
-        print("rank", place.node_index, "is in the gang", flush=True)
-        time.sleep(0 if current.origin_run_id else 600)
-        self.next(self.join)
-"""
-
-
-@contextmanager
-def gang(folder: Path, environment: dict[str, str]) -> Iterator[Started]:
-    """A gang whose ranks have found each other."""
-    source = (REPOSITORY / "tests/e2e/flows/gang.py").read_text()
-    source = source.replace("\n        self.next(self.join)\n", WAITS, 1)
-    with started(folder, source, *WITH, env=environment) as run:
-        for rank in range(3):
-            run.wait_shown(f"rank {rank} is in the gang", 120)
-        yield run
 
 
 def test_ctrl_c_ends_a_gang(folder: Path, kubernetes: dict[str, str], namespace: Namespace) -> None:

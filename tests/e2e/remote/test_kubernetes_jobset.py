@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, client, run_flow, wait_until
+from gang_tools import GANG, RUN, WITH, gang, joined
+from harness import client, run_flow, wait_until
 from jobset_controller import API, JobSetController
 from kubernetes_tools import Json, Namespace, rule
 from parts import KubernetesApi, part
-from test_kubernetes_gang import GANG, RUN, joined
-from test_kubernetes_gang_ends import WITH, gang
 
 pytestmark = [pytest.mark.cluster, pytest.mark.disruptive]
 
@@ -50,31 +49,48 @@ def names(count: int, text: str) -> list[str]:
     return unique
 
 
+# The first time rank 1 fails, when all have been heard.
+FAILS = """
+        print("rank", place.node_index, "is in the gang", flush=True)
+        if current.retry_count == 0:
+            time.sleep(3 if place.node_index == 1 else 600)
+            raise ValueError("this rank fails")
+        self.next(self.join)
+"""
+
+
 def test_ranks_reach_the_first_and_start_again_when_one_fails(
     folder: Path, kubernetes: dict[str, str], namespace: Namespace, jobsets: JobSetController
 ) -> None:
     environment = {**kubernetes, **namespace.environment}
-    result = run_flow(folder, GANG, *RUN, "--fails", "1", env=environment).ok()
-    places, heard, hosts, tasks = joined(folder, result.run_id, environment)
+    with gang(folder, environment, FAILS) as run:
+        # The controller ends the other ranks by itself; the engine sees it all only afterwards.
+        os.kill(run.process.pid, signal.SIGSTOP)
+        others = lambda: [p for p in namespace.of_step("train") if p["status"]["phase"] != "Failed"]  # noqa: E731
+        wait_until(lambda: not others(), "the end of the other ranks", 60, 0.1)
+        os.kill(run.process.pid, signal.SIGCONT)
+        result = run.end().ok()
+    assert "ValueError: this rank fails" in result.stdout
+    stopped = "Stopped because task 3 of its gang did not end well"
+    assert result.stdout.count(stopped) == 2, result.stdout
+    assert "lost" not in result.stdout
+    places, heard, hosts, tasks = joined(folder, "1", environment)
     assert places == "[(0, 3, '2'), (1, 3, '2'), (2, 3, '2')]"
     assert heard == "[[1, 2], 'welcome', 'welcome']"
     assert tasks == "2 [('2', 1), ('3', 1), ('4', 1)]"
     first, second = names(2, " ".join(jobsets.seen))
     ranks = ["control-0", "worker-0", "worker-1"]
     assert hosts == str([f"{second}-{rank}-0" for rank in ranks])
-    # The rank that failed is told as the reason, though the controller ends the others by itself.
-    assert "ValueError: this rank fails" in result.stdout
-    assert result.stdout.count("Stopped because task 3 of its gang did not end well") == 2
-    assert "lost" not in result.stdout
     recorded = client(
         folder,
         """
-        for task in Run("GangFlow/1")["train"]:
-            print(task.id, [m.value for m in task.metadata if m.name == "kubernetes-jobset-name"])
+        for task in sorted(Run("GangFlow/1")["train"], key=lambda task: int(task.id)):
+            names = {m.value for m in task.metadata if m.name == "kubernetes-jobset-name"}
+            print(task.id, sorted(names))
         """,
         env=environment,
     )
-    assert recorded == [f"{task} {[first, second]}" for task in (2, 3, 4)]
+    assert recorded == [f"{task} {sorted([first, second])}" for task in (2, 3, 4)]
     manifest = jobsets.seen[first]
     assert [job["replicas"] for job in manifest["spec"]["replicatedJobs"]] == [1, 2]
     nothing_left(namespace)
@@ -153,8 +169,10 @@ def test_who_may_make_only_jobsets_needs_no_more(
         rule("pods", verbs="get list watch delete"),
     )
     # All but the gang's own step run on this machine.
-    flow = (REPOSITORY / "tests/e2e/flows/gang.py").read_text()
-    flow = flow.replace("    @parallel\n", "    @kubernetes(cpu=0.1, memory=128)\n    @parallel\n", 1)
+    flow = GANG.read_text()
+    flow = flow.replace(
+        "    @parallel\n", "    @kubernetes(cpu=0.1, memory=128)\n    @parallel\n", 1
+    )
     flow = flow.replace("import FlowSpec,", "import FlowSpec, kubernetes,", 1)
     path = folder / "flow.py"
     path.write_text(flow)
