@@ -37,6 +37,9 @@ class JobSetController:
     def __init__(self, api: KubernetesApi) -> None:
         self._api = api
         self._stop = threading.Event()
+        # Cleared: nothing is done, as by a controller that is away.
+        self.works = threading.Event()
+        self.works.set()
         # What went wrong, for the test to look at.
         self.faults: list[str] = []
         # Of JobSets as they came.
@@ -68,6 +71,8 @@ class JobSetController:
 
     def _work(self) -> None:
         while not self._stop.wait(LOOK_SECONDS):
+            if not self.works.is_set():
+                continue
             try:
                 jobsets = self._api.get(f"/apis/{API}/jobsets")["items"]
             except ApiError:

@@ -14,7 +14,7 @@ import pytest
 from gang_tools import GANG, RUN, WITH, gang, joined
 from harness import client, run_flow, wait_until
 from jobset_controller import API, JobSetController
-from kubernetes_tools import Json, Namespace, rule
+from kubernetes_tools import Json, Namespace, rule, started
 from parts import KubernetesApi, part
 
 pytestmark = [pytest.mark.cluster, pytest.mark.disruptive]
@@ -142,6 +142,27 @@ def test_without_its_engine_it_is_stopped_and_run_again_by_resume(
         assert len(of(namespace)) == 1
         result = run_flow(folder, folder / "flow.py", "resume", *WITH, env=environment).ok()
     assert "Stopping 3 tasks that run 1 left behind" in result.stdout
+    nothing_left(namespace)
+
+
+def test_a_jobset_without_a_controller_says_so_and_goes_too(
+    folder: Path, kubernetes: dict[str, str], namespace: Namespace, jobsets: JobSetController
+) -> None:
+    environment = {**kubernetes, **namespace.environment}
+    jobsets.works.clear()
+    try:
+        with started(folder, GANG.read_text(), *WITH, env=environment) as run:
+            run.wait_shown(" has no pods yet: the cluster's JobSet controller may be busy", 60)
+            flow = folder / "flow.py"
+            listed = run_flow(folder, flow, "kubernetes", "list", env=environment).ok()
+            assert re.search(
+                r"Run: 1 Job: js-gangflow-1-train-\w+ .* Status: Waiting", listed.stdout
+            )
+            os.kill(run.process.pid, signal.SIGINT)
+            run.end(60).exited(130)
+        assert not of(namespace)
+    finally:
+        jobsets.works.set()
     nothing_left(namespace)
 
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::port::LayerEvent;
@@ -16,7 +17,7 @@ use super::super::submit_jobset::{GangOrder, GangSubmitted};
 use super::{Message, Supervisor, cancelled};
 
 /// A controller that has made no pod by then is worth a word.
-const NO_CONTROLLER: std::time::Duration = std::time::Duration::from_secs(10);
+const NO_CONTROLLER: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub struct Gangs {
