@@ -39,6 +39,8 @@ def _numpy() -> Any:
 def _vector(column: dict[str, Any], buffers: Iterator[Any]) -> Any:
     if column["kind"] == "c":
         return _texts(next(buffers), next(buffers))
+    if "levels" in column or "class" in column:
+        return _classed(column, buffers)
     buffer, numpy = next(buffers), _numpy()
     if numpy is None:
         return _plain(column, buffer)
@@ -46,6 +48,15 @@ def _vector(column: dict[str, Any], buffers: Iterator[Any]) -> Any:
     if column["kind"] == "l" and not (values == _MISSING).any():
         values = values.astype(bool)
     return values.reshape(column["dim"], order="F") if "dim" in column else values
+
+
+def _classed(column: dict[str, Any], buffers: Iterator[Any]) -> Any:
+    """A factor, dates or times."""
+    try:
+        pandas: Any = __import__("pandas")
+    except ImportError:
+        return _levels(column, _vector_as_list(column, buffers))
+    return _column(pandas, column, buffers)
 
 
 def _plain(column: dict[str, Any], buffer: Any) -> list[Any]:
@@ -81,6 +92,8 @@ def _frame(frame: dict[str, Any], buffers: Iterator[Any]) -> Any:
         }
     columns = [_column(pandas, column, buffers) for column in frame["columns"]]
     index = frame["row_names"] if frame["row_names"] is not None else range(frame["rows"])
+    if isinstance(index, dict):
+        index = _vector(index, buffers)
     values = pandas.DataFrame(dict(enumerate(columns)), index=range(frame["rows"]))
     values.columns = frame["names"]
     values.index = pandas.Index(index)
@@ -109,7 +122,8 @@ def _column(pandas: Any, column: dict[str, Any], buffers: Iterator[Any]) -> Any:
         codes = numpy.where(values == _MISSING, 0, values) - 1
         return pandas.Categorical.from_codes(codes, column["levels"], ordered=column["ordered"])
     if "class" in column:
-        return _time(pandas, column, values.astype("f8"))
+        missing = values == _MISSING if column["kind"] == "i" else False
+        return _time(pandas, column, numpy.where(missing, numpy.nan, values))
     if column["kind"] == "d":
         return values
     missing = values == _MISSING

@@ -238,9 +238,9 @@ task_client <- generator("task_client", function(step, task_id = NULL) {
     exception = function() {
       held <- stored()
       cause <- row()$cause
-      if ("_exception" %in% names_in_pack(held)) {
-        read(held, "_exception")
-      } else if (is.null(held) && !is.null(cause)) {
+      if (!is.null(held)) {
+        native(wrap__rs_pack_outcome, state_of(held)$pack)$exception
+      } else if (!is.null(cause)) {
         list(type = cause$kind, message = cause$text, traceback = NULL)
       }
     },

@@ -30,8 +30,8 @@ read_artifact <- function(pack, name, reader) {
   info <- native(wrap__rs_pack_info, pack, name)
   stop_metaflow(
     sprintf(paste(
-      "artifact `%s` is of type %s and was pickled by Python; of Python's values R reads text, finite numbers,",
-      "lists and dictionaries of these (of up to 64 KiB), and bytes: store it as one of these"
+      "artifact `%s` is of type %s and was pickled by Python; of Python's values R reads text, numbers, booleans,",
+      "bytes, and lists, tuples, sets and dictionaries (with text as keys) of these: store it as one of these"
     ), name, gsub("<class '|'>", "", info$type)),
     "metaflow_data_error"
   )

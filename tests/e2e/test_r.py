@@ -21,6 +21,10 @@ start <- function(self) {
     i = c(1L, NA), c = c("x", NA), f = factor(c("u", "v")), d = as.Date("2020-01-01") + 0:1,
     l = c(TRUE, FALSE)
   )
+  self$kept <- self$frame[self$frame$c %in% NA, ]
+  self$factor <- factor(c("u", NA, "v"))
+  self$days <- as.Date("2020-01-01") + c(0L, NA, 2L)
+  self$at <- as.POSIXct("2020-06-01 12:00", tz = "Europe/Berlin")
   self$model <- lm(dist ~ speed, cars)
   self$raw <- as.raw(1:3)
 }
@@ -55,12 +59,17 @@ class FromPython(FlowSpec):
         self.mixed = [1, "a"]
         self.wide = 2**40
         self.raw = b"ab"
-        self.own = {1, 2}
+        self.pair = (float("nan"), 2.5)
+        self.huge = -(2**70)
+        self.long = ["é" * 50000, "short"]
+        self.many = list(range(50000))
+        self.options = {"deep": [{"x": (1, True, None)}], "long": "é" * 70000}
+        self.own = complex(1, 2)
         self.next(self.end)
 
     @step
     def end(self):
-        pass
+        raise ValueError("bad item")
 """
 
 
@@ -98,6 +107,8 @@ def test_python_reads_what_r_stored(r_run: Path) -> None:
         "print(d.matrix.tolist(), d.many.sum(), d.many.dtype)\n"
         "print(d.frame['i'].isna().tolist(), d.frame['f'].tolist(), d.frame['l'].tolist())\n"
         "print(str(d.frame['d'][1].date()), d.frame['c'][0], list(d.frame.columns))\n"
+        "print(list(d.kept.index), d.kept['f'].tolist(), d.factor.tolist(), d.at[0])\n"
+        "print(d.days.isna().tolist(), d.days[2].date())\n"
         "print(Run('FromR/1').successful)",
     )
     assert shown == [
@@ -105,6 +116,8 @@ def test_python_reads_what_r_stored(r_run: Path) -> None:
         "[[1, 3, 5], [2, 4, 6]] 200010000.0 float64",
         "[False, True] ['u', 'v'] [True, False]",
         "2020-01-02 x ['i', 'c', 'f', 'd', 'l']",
+        "[2] ['v'] ['u', nan, 'v'] 2020-06-01 12:00:00+02:00",
+        "[False, True, False] 2020-01-03",
         "True",
     ]
 
@@ -114,10 +127,11 @@ def test_r_values_need_neither_numpy_nor_pandas(r_run: Path) -> None:
         r_run,
         "import sys\nsys.modules['numpy'] = sys.modules['pandas'] = None\n"
         "d = Run('FromR/1')['start'].task.data\n"
-        "print(d.matrix, len(d.many))\nprint({k: v for k, v in d.frame.items() if k != 'd'})",
+        "print(d.matrix, len(d.many), d.factor)\n"
+        "print({k: v for k, v in d.frame.items() if k != 'd'})",
     )
     assert shown == [
-        "[1, 2, 3, 4, 5, 6] 20000",
+        "[1, 2, 3, 4, 5, 6] 20000 ['u', None, 'v']",
         "{'i': [1, None], 'c': ['x', None], 'f': ['u', 'v'], 'l': [True, False]}",
     ]
 
@@ -132,13 +146,20 @@ def test_bigsum_of_the_documents_gets_no_memory(folder: Path) -> None:
 
 
 def test_r_reads_what_python_stored(tmp_path: Path) -> None:
-    harness.run_flow(tmp_path, harness.write_flow(tmp_path, PYTHON_FLOW), "run").ok()
+    harness.run_flow(tmp_path, harness.write_flow(tmp_path, PYTHON_FLOW), "run").exited(1)
     code = """
 library(metaflow)
 set_namespace(NULL)
-run <- new_run("FromPython/1")
-for (name in c("numbers", "nested", "mixed", "wide", "raw")) str(run$artifact(name))
-cat(tryCatch(run$artifact("own"), error = conditionMessage), "\\n")
+task <- new_task("FromPython/1/start/1")
+for (name in c("numbers", "nested", "mixed", "wide", "raw")) str(task$artifact(name))
+for (name in c("pair", "huge", "many")) str(task$artifact(name))
+print(nchar(task$artifact("long")))
+options <- task$artifact("options")
+str(options$deep)
+print(nchar(options$long))
+cat(tryCatch(task$artifact("own"), error = conditionMessage), "\\n")
+failed <- new_task("FromPython/1/end/2")$exception
+cat(failed$type, failed$message, grepl("raise ValueError", failed$traceback), "\\n")
 """
     done = rscript(tmp_path, "-e", code)
     assert done.returncode == 0, done.stderr
@@ -154,9 +175,21 @@ cat(tryCatch(run$artifact("own"), error = conditionMessage), "\\n")
         ' $ : chr "a"',
         " num 1.1e+12",
         " raw [1:2] 61 62",
-        "artifact `own` is of type set and was pickled by Python; of Python's values R reads text, "
-        "finite numbers, lists and dictionaries of these (of up to 64 KiB), and bytes: store it as "
-        "one of these ",
+        " num [1:2] NaN 2.5",
+        " num -1.18e+21",
+        " int [1:50000] 0 1 2 3 4 5 6 7 8 9 ...",
+        "[1] 50000     5",
+        "List of 1",
+        " $ :List of 1",
+        "  ..$ x:List of 3",
+        "  .. ..$ : int 1",
+        "  .. ..$ : logi TRUE",
+        "  .. ..$ : NULL",
+        "[1] 70000",
+        "artifact `own` is of type complex and was pickled by Python; of Python's values R "
+        "reads text, numbers, booleans, bytes, and lists, tuples, sets and dictionaries (with text "
+        "as keys) of these: store it as one of these ",
+        "ValueError bad item TRUE ",
     ]
 
 

@@ -36,7 +36,7 @@ test_that("vectors, matrices and data frames are stored in columns", {
     at = as.POSIXct(c(0, 1, NA), origin = "1970-01-01", tz = "UTC")
   )
   named <- data.frame(x = 1:2, row.names = c("first", "second"))
-  values <- list(frame, named, frame[0, ], as.numeric(1:20000), rep(c("a", NA), 20000), c(1, Inf), matrix(1:6, 2),
+  values <- list(frame, named, frame[0, ], frame[c(1, 3), ], factor(c("u", NA)), as.Date("2020-01-01"), frame$at, frame$o, as.numeric(1:20000), rep(c("a", NA), 20000), c(1, Inf), matrix(1:6, 2),
     array(runif(24), 2:4))
   for (value in values) {
     back <- round_trip(value)
@@ -48,7 +48,7 @@ test_that("vectors, matrices and data frames are stored in columns", {
 test_that("everything else is serialized", {
   fit <- lm(dist ~ speed, cars)
   expect_equal(coef(round_trip(fit)$value), coef(fit))
-  values <- list(1i, as.Date("2020-01-01"), factor("a"), c(a = 1, a = 2), quote(x + y), list(structure(1, class = "k")))
+  values <- list(1i, factor(c(one = "a")), as.POSIXlt("2020-01-01", tz = "UTC"), c(a = 1, a = 2), quote(x + y), list(structure(1, class = "k")))
   for (value in values) expect_identical(round_trip(value)$value, value)
   expect_identical(round_trip(as.raw(1:3))$value, as.raw(1:3))
   expect_equal(round_trip(as.raw(1:3))$info$encoding, "raw")

@@ -6,6 +6,8 @@ start <- function(self) {
   cat("python:", nzchar(Sys.which("python3")), "\n")
   self$frame <- data.frame(n = 1:3, name = names_of(3))
   self$items <- c("a", "b", "c")
+  self$mark <- "!"
+  self$shout <- function(text) paste0(toupper(text), self$mark)
 }
 work <- function(self) {
   message("to stderr: ", self$input)
@@ -15,6 +17,7 @@ work <- function(self) {
 join <- function(self, inputs) {
   merge_artifacts(self, inputs, exclude = c("items", "out"))
   self$all <- unlist(gather_inputs(inputs, "out"))
+  self$second <- function() inputs[[2]]$out
 }
 compiled <- function(self) {
   # A folder of a library of C, and one file that R itself compiles.
@@ -38,6 +41,7 @@ end <- function(self) {
   cat(self$settings, "\n")
   cat(self$problem$message, "\n")
   print(self$frame)
+  cat(self$shout("done"), self$second(), "\n")
 }
 
 metaflow("RemoteR") %>%

@@ -52,7 +52,7 @@ def user(request: pytest.FixtureRequest, layer: str) -> dict[str, str]:
 
 
 def run_r(folder: Path, source: str, *arguments: str, env: dict[str, str]) -> Result:
-    flow = folder / "flow.R"
+    flow = folder / "my flow é.R"
     flow.write_text(source)
     return run_flow(folder, flow, *arguments, env=env)
 
@@ -81,6 +81,7 @@ def test_a_flow_with_all_that_flows_have(folder: Path, layer: str, user: dict[st
         "1 1    a",
         "2 2    b",
         "3 3    c",
+        "DONE! Bb ",
     ]
     found = client(
         folder,

@@ -12,7 +12,7 @@ use ferroflow_task::output::{Label, TaskOutput, place};
 use ferroflow_task::{ItemsWriter, load_packs, places_of, read_item};
 use serde_json::{Value, json};
 
-use crate::{Answer, columns, plain};
+use crate::{Answer, columns, plain, unpickle};
 
 /// Tag of values that R's `serialize` wrote.
 const SERIALIZED: &str = "serialized";
@@ -106,7 +106,10 @@ fn decode(bytes: &[u8], artifact: &Artifact, pack: &InputPack, name: &str) -> An
         Encoding::Raw if tag == Some(SERIALIZED) => Ok(list!(serialized = Raw::from_bytes(bytes)).into()),
         Encoding::Raw => Ok(list!(value = Raw::from_bytes(bytes)).into()),
         Encoding::Pickle => match tag {
-            None => Ok(list!(pickle = true).into()),
+            None => Ok(match unpickle::plain(bytes).as_ref().and_then(unpickle::to_r) {
+                Some(value) => list!(value = value).into(),
+                None => list!(pickle = true).into(),
+            }),
             Some(tag) => {
                 let header = serde_json::from_str(tag).map_err(|_| strange())?;
                 Ok(list!(value = columns::decode(&header, bytes, &artifact.buffers).ok_or_else(strange)?).into())

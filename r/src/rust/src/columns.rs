@@ -38,7 +38,7 @@ pub fn encode(value: &Robj) -> Option<Columnar> {
     let attributes = sexp::attribute_names(value);
     let attributes: Vec<&str> = attributes.iter().map(String::as_str).collect();
     if attributes.contains(&"class") {
-        return frame(value, &attributes);
+        return frame(value, &attributes).or_else(|| classed_vector(value));
     }
     if !attributes.iter().all(|name| *name == "dim") || value.is_list() {
         return None;
@@ -48,6 +48,13 @@ pub fn encode(value: &Robj) -> Option<Columnar> {
     if let Some(dim) = value.get_attrib("dim").and_then(|dim| dim.as_integer_vector()) {
         column["dim"] = json!(dim);
     }
+    Some(Columnar { header: json!({"vector": column}), buffers })
+}
+
+/// A factor, dates or times.
+fn classed_vector(value: &Robj) -> Option<Columnar> {
+    let mut buffers = Vec::new();
+    let column = classed_column(value, &mut buffers)?;
     Some(Columnar { header: json!({"vector": column}), buffers })
 }
 
@@ -61,11 +68,6 @@ fn frame(value: &Robj, attributes: &[&str]) -> Option<Columnar> {
     let row_names = value.get_attrib("row.names")?;
     // Automatic row names show as integers.
     let rows = sexp::length(&row_names);
-    let row_names: Value = match row_names.as_str_vector() {
-        Some(names) if sexp::kind(&row_names) == 16 => json!(names),
-        _ if row_names.as_integer_slice()?.iter().enumerate().all(|(i, n)| *n == i as i32 + 1) => Value::Null,
-        _ => return None,
-    };
     let mut buffers = Vec::new();
     let mut columns = Vec::new();
     for (_, item) in value.as_list()?.iter() {
@@ -74,6 +76,16 @@ fn frame(value: &Robj, attributes: &[&str]) -> Option<Columnar> {
         }
         columns.push(classed_column(&item, &mut buffers)?);
     }
+    let row_names: Value = match row_names.as_str_vector() {
+        Some(names) if sexp::kind(&row_names) == 16 => json!(names),
+        _ if row_names.as_integer_slice()?.iter().enumerate().all(|(i, n)| *n == i as i32 + 1) => Value::Null,
+        // Those that a filter left.
+        _ => {
+            let numbers = row_names.as_integer_slice()?.iter().flat_map(|number| number.to_le_bytes());
+            buffers.push(Buffer::Owned(numbers.collect()));
+            json!({"kind": "i", "length": rows})
+        }
+    };
     let header = json!({"frame": {"rows": rows, "names": names, "columns": columns, "row_names": row_names,
         "class": class}});
     Some(Columnar { header, buffers })
@@ -184,11 +196,13 @@ pub fn decode(header: &Value, bytes: &[u8], buffers: &[(u64, u64)]) -> Option<Ro
     let mut value: Robj = List::from_values(columns.collect::<Option<Vec<Robj>>>()?).into();
     let names: Vec<String> = serde_json::from_value(frame["names"].clone()).ok()?;
     value = sexp::set_names(value, &names);
-    match serde_json::from_value::<Option<Vec<String>>>(frame["row_names"].clone()).ok()? {
-        Some(names) => value.set_attrib("row.names", names).ok()?,
+    let row_names: Robj = match &frame["row_names"] {
         // R's short form of 1:n.
-        None => value.set_attrib("row.names", vec![i32::MIN, -(frame["rows"].as_i64()? as i32)]).ok()?,
+        Value::Null => vec![i32::MIN, -(frame["rows"].as_i64()? as i32)].into(),
+        Value::Object(_) => read_column(&frame["row_names"], &mut source)?,
+        names => serde_json::from_value::<Vec<String>>(names.clone()).ok()?.into(),
     };
+    value.set_attrib("row.names", row_names).ok()?;
     let class: Vec<String> = serde_json::from_value(frame["class"].clone()).ok()?;
     value.set_attrib("class", class).ok()?;
     Some(value)

@@ -14,6 +14,7 @@ mod session;
 mod sexp;
 mod supervisor;
 mod task;
+mod unpickle;
 mod wire;
 mod zygote;
 
