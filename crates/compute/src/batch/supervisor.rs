@@ -11,14 +11,12 @@ mod stopping;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use ferroflow_core::id::AttemptId;
-use ferroflow_core::port::{EventSink, LayerEvent, RemoteTasks};
+use ferroflow_core::id::{AttemptId, StepName};
+use ferroflow_core::port::{EventSink, LayerEvent, RemoteTasks, StopSignal};
 use ferroflow_core::task::{Cause, CauseKind, TaskLaunch};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::BatchSettings;
 use super::api::{BatchFault, Service};
@@ -26,7 +24,8 @@ use super::attempt::{Attempt, Stage};
 use super::queue::QueueView;
 use super::submit::Submitter;
 use super::view::{JobView, Status};
-use crate::remote::layer::{Command, refuse, refuse_rest};
+use crate::remote::drive::{Supervise, drive};
+use crate::remote::layer::Command;
 use ending::Read;
 
 pub enum Message {
@@ -81,13 +80,7 @@ pub struct Supervisor {
     not_ended: Option<String>,
     /// Adopted attempts whose jobs are still to be looked for.
     adopted: Vec<AttemptId>,
-    let_go: bool,
-    /// Ending until then, and who waits for it.
-    closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
-
-/// How long ending the layer may take.
-const CLOSING: Duration = Duration::from_millis(4500);
 
 impl Supervisor {
     fn new(
@@ -117,8 +110,6 @@ impl Supervisor {
             told_left: false,
             not_ended: None,
             adopted: Vec::new(),
-            let_go: false,
-            closing: None,
         }
     }
 
@@ -131,46 +122,37 @@ impl Supervisor {
         commands: UnboundedReceiver<Command>,
     ) {
         let (sender, messages) = unbounded_channel();
-        Self::new(service, settings, remote, events, sender).work(commands, messages).await;
+        drive(Self::new(service, settings, remote, events.clone(), sender), &*events, commands, messages).await;
     }
+}
 
-    async fn work(mut self, mut commands: UnboundedReceiver<Command>, mut messages: UnboundedReceiver<Message>) {
-        let mut tick = tokio::time::interval(Duration::from_millis(500));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                Some(command) = commands.recv() => self.carry_out(command),
-                Some(message) = messages.recv() => self.take(message),
-                _ = tick.tick() => self.tick(),
-                () = tokio::time::sleep_until(self.polling.next()), if self.is_to_poll() => self.poll(),
-            }
-            if self.let_go {
-                return;
-            }
-            let over = |until: Instant| self.attempts.is_empty() || Instant::now() >= until;
-            if self.closing.as_ref().is_some_and(|(until, _)| over(*until)) {
-                break;
-            }
-        }
-        self.close();
-        refuse_rest(commands, &*self.events);
-        for waiting in self.closing.take().into_iter().flat_map(|(_, waiting)| waiting) {
-            let _nobody_waits = waiting.send(());
+impl Supervise for Supervisor {
+    type Message = Message;
+
+    fn submit(&mut self, launch: TaskLaunch) {
+        let id = launch.id;
+        let plan = self.submitter.plan(&launch);
+        let gang = launch.spec.gang;
+        self.attempts.insert(id, Attempt::new(launch, plan));
+        if let Some(gang) = gang {
+            self.gather_rank(id, gang);
+        } else if self.settings.array_jobs {
+            self.gather(id);
+        } else {
+            self.send_order(id);
         }
     }
 
-    fn carry_out(&mut self, command: Command) {
-        match command {
-            Command::Submit(launch) => self.submit(*launch),
-            Command::Stop(ids, signal) => self.stop(&ids, signal),
-            Command::RunEnds => self.run_ends_since = self.run_ends_since.or(Some(Instant::now())),
-            Command::ShutDown(done) => self.shut_down(done),
-            Command::Adopt(step, id) => self.adopt(&step, id),
-            Command::LetGo(done) => {
-                self.let_go = true;
-                let _nobody_waits = done.send(());
-            }
-        }
+    fn stop(&mut self, ids: &[AttemptId], signal: StopSignal) {
+        self.stop_attempts(ids, signal);
+    }
+
+    fn run_ends(&mut self) {
+        self.run_ends_since.get_or_insert_with(Instant::now);
+    }
+
+    fn adopt(&mut self, step: &StepName, id: AttemptId) {
+        self.adopt_attempt(step, id);
     }
 
     fn take(&mut self, message: Message) {
@@ -194,24 +176,29 @@ impl Supervisor {
         self.ask_why();
     }
 
-    fn submit(&mut self, launch: TaskLaunch) {
-        let id = launch.id;
-        if self.closing.is_some() {
-            refuse(&*self.events, id);
-            return;
-        }
-        let plan = self.submitter.plan(&launch);
-        let gang = launch.spec.gang;
-        self.attempts.insert(id, Attempt::new(launch, plan));
-        if let Some(gang) = gang {
-            self.gather_rank(id, gang);
-        } else if self.settings.array_jobs {
-            self.gather(id);
-        } else {
-            self.send_order(id);
-        }
+    fn next_poll(&self) -> Option<Instant> {
+        self.is_to_poll().then(|| self.polling.next())
     }
 
+    fn poll(&mut self) {
+        self.ask_for_jobs();
+    }
+
+    fn end_all(&mut self) {
+        let all: Vec<AttemptId> = self.attempts.keys().copied().collect();
+        self.stop(&all, StopSignal::Kill);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.attempts.is_empty()
+    }
+
+    async fn close(&mut self) {
+        self.say_what_is_left();
+    }
+}
+
+impl Supervisor {
     /// Sends the current round of an attempt to the service.
     fn send_order(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };

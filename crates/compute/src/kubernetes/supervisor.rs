@@ -15,15 +15,13 @@ mod ticking;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
-use ferroflow_core::id::AttemptId;
-use ferroflow_core::port::{EventSink, LayerEvent, RemoteSign, RemoteTasks};
+use ferroflow_core::id::{AttemptId, StepName};
+use ferroflow_core::port::{EventSink, LayerEvent, RemoteSign, RemoteTasks, StopSignal};
 use ferroflow_core::task::{AttemptReport, Cause, CauseKind, TaskLaunch};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::KubernetesSettings;
 use super::api::{ApiFault, Cluster};
@@ -33,7 +31,8 @@ use super::pod::{Ending, Phase, PodView};
 use super::submit::Submitter;
 use super::submit_jobset::GangSubmitted;
 use super::watch::{PodNews, follow};
-use crate::remote::layer::{Command, refuse, refuse_rest};
+use crate::remote::drive::{Supervise, drive};
+use crate::remote::layer::Command;
 use adopting::Findings;
 use leaving::Herald;
 
@@ -118,13 +117,10 @@ pub struct Supervisor {
     told_undeleted: bool,
     /// Adopted attempts that were not looked for yet.
     adopted: Vec<AttemptId>,
-    let_go: bool,
     /// Nodes of which it was said that they do not answer.
     silent_nodes: HashSet<String>,
     /// Set when everything is being stopped.
     herald: Option<Herald>,
-    /// Ending until then, and who waits for it.
-    closing: Option<(Instant, Vec<oneshot::Sender<()>>)>,
 }
 
 /// A Job whose attempt's end was told.
@@ -144,8 +140,6 @@ impl FinishedJob {
 
 /// A kubelet's words between two tries to pull an image.
 const BACK_OFF: &str = ": Back-off pulling image";
-/// How long ending the layer may take.
-const CLOSING: Duration = Duration::from_millis(4500);
 
 impl Supervisor {
     fn new(
@@ -174,10 +168,8 @@ impl Supervisor {
             explained_at: Instant::now(),
             told_undeleted: false,
             adopted: Vec::new(),
-            let_go: false,
             silent_nodes: HashSet::new(),
             herald: None,
-            closing: None,
         }
     }
 
@@ -190,45 +182,36 @@ impl Supervisor {
         commands: UnboundedReceiver<Command>,
     ) {
         let (sender, messages) = unbounded_channel();
-        Self::new(cluster, settings, remote, events, sender).work(commands, messages).await;
+        drive(Self::new(cluster, settings, remote, events.clone(), sender), &*events, commands, messages).await;
     }
+}
 
-    async fn work(mut self, mut commands: UnboundedReceiver<Command>, mut messages: UnboundedReceiver<Message>) {
-        let mut tick = tokio::time::interval(Duration::from_millis(500));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                Some(command) = commands.recv() => self.carry_out(command),
-                Some(message) = messages.recv() => self.take(message),
-                _ = tick.tick() => self.tick(),
-            }
-            if self.let_go {
-                return;
-            }
-            let over = |until: Instant| self.attempts.is_empty() || Instant::now() >= until;
-            if self.closing.as_ref().is_some_and(|(until, _)| over(*until)) {
-                break;
-            }
-        }
-        self.close().await;
-        refuse_rest(commands, &*self.events);
-        for waiting in self.closing.take().into_iter().flat_map(|(_, waiting)| waiting) {
-            let _nobody_waits = waiting.send(());
+impl Supervise for Supervisor {
+    type Message = Message;
+
+    fn submit(&mut self, launch: TaskLaunch) {
+        let id = launch.id;
+        let namespace = self.submitter.options(&launch).namespace;
+        self.watch(&namespace);
+        let job = self.settings.identity.job_name(launch.spec.step.as_str(), id, 0);
+        let gang = launch.spec.gang;
+        self.attempts.insert(id, Attempt::new(launch, namespace, job));
+        match gang {
+            Some(place) => self.gather_rank(id, place),
+            None => self.send_order(id),
         }
     }
 
-    fn carry_out(&mut self, command: Command) {
-        match command {
-            Command::Submit(launch) => self.submit(*launch),
-            Command::Stop(ids, signal) => self.stop(&ids, signal),
-            Command::RunEnds => self.run_ends(),
-            Command::ShutDown(done) => self.shut_down(done),
-            Command::Adopt(step, id) => self.adopt(&step, id),
-            Command::LetGo(done) => {
-                self.let_go = true;
-                let _nobody_waits = done.send(());
-            }
-        }
+    fn stop(&mut self, ids: &[AttemptId], signal: StopSignal) {
+        self.stop_attempts(ids, signal);
+    }
+
+    fn run_ends(&mut self) {
+        self.begin_to_end();
+    }
+
+    fn adopt(&mut self, step: &StepName, id: AttemptId) {
+        self.adopt_attempt(step, id);
     }
 
     fn take(&mut self, message: Message) {
@@ -248,23 +231,26 @@ impl Supervisor {
         }
     }
 
-    fn submit(&mut self, launch: TaskLaunch) {
-        let id = launch.id;
-        if self.closing.is_some() {
-            refuse(&*self.events, id);
-            return;
-        }
-        let namespace = self.submitter.options(&launch).namespace;
-        self.watch(&namespace);
-        let job = self.settings.identity.job_name(launch.spec.step.as_str(), id, 0);
-        let gang = launch.spec.gang;
-        self.attempts.insert(id, Attempt::new(launch, namespace, job));
-        match gang {
-            Some(place) => self.gather_rank(id, place),
-            None => self.send_order(id),
-        }
+    fn tick(&mut self) {
+        self.look_around();
     }
 
+    fn end_all(&mut self) {
+        self.begin_to_end();
+        let all: Vec<AttemptId> = self.attempts.keys().copied().collect();
+        self.stop(&all, StopSignal::Kill);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.attempts.is_empty()
+    }
+
+    async fn close(&mut self) {
+        self.sweep().await;
+    }
+}
+
+impl Supervisor {
     /// Sends the current round of an attempt to the server.
     fn send_order(&mut self, id: AttemptId) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };

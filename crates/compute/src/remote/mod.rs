@@ -4,6 +4,7 @@
 
 mod bootstrap;
 mod container;
+pub(crate) mod drive;
 pub mod ending;
 mod filter;
 pub(crate) mod identity;

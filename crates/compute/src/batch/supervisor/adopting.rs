@@ -15,18 +15,13 @@ use super::super::names::{job_name, prefix_of_run};
 use super::super::{array, multinode};
 use super::{Message, Supervisor};
 use crate::remote::RunIdentity;
-use crate::remote::layer::refuse;
 
 /// A service that is away for longer is asked again, and the user is told.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(2);
 
 impl Supervisor {
-    pub(super) fn adopt(&mut self, step: &StepName, id: AttemptId) {
-        if self.closing.is_some() {
-            refuse(&*self.events, id);
-            return;
-        }
+    pub(super) fn adopt_attempt(&mut self, step: &StepName, id: AttemptId) {
         let mut launch = self.settings.identity.probe_launch(step);
         launch.id = id;
         (launch.spec.task, launch.spec.attempt) = (id.task, id.attempt);

@@ -89,7 +89,7 @@ impl Supervisor {
         !self.polling.under_way && self.attempts.values().any(Attempt::is_followed)
     }
 
-    pub(super) fn poll(&mut self) {
+    pub(super) fn ask_for_jobs(&mut self) {
         let followed = self.attempts.iter().filter(|(_, attempt)| attempt.is_followed());
         let mut asked: Vec<(AttemptId, String)> =
             followed.filter_map(|(id, attempt)| Some((*id, attempt.job.clone()?))).collect();

@@ -7,13 +7,13 @@ use ferroflow_core::port::{LayerEvent, StopSignal};
 use ferroflow_core::task::{Cause, CauseKind};
 use futures_util::StreamExt;
 use serde_json::json;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::api::{BatchFault, Call, Service};
 use super::super::attempt::{Attempt, Stage};
 use super::super::multinode;
-use super::{CLOSING, Message, Supervisor, cancelled};
+use super::{Message, Supervisor, cancelled};
+use crate::remote::drive::CLOSING;
 
 /// Requests under way at once.
 const AT_ONCE: usize = 16;
@@ -38,7 +38,7 @@ async fn terminate(service: &Service, jobs: &[String], why: &str) -> Result<(), 
 }
 
 impl Supervisor {
-    pub(super) fn stop(&mut self, ids: &[AttemptId], signal: StopSignal) {
+    pub(super) fn stop_attempts(&mut self, ids: &[AttemptId], signal: StopSignal) {
         let mut there = Vec::new();
         let mut never_out = Vec::new();
         for id in ids {
@@ -152,17 +152,8 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn shut_down(&mut self, done: oneshot::Sender<()>) {
-        match &mut self.closing {
-            Some((_, waiting)) => waiting.push(done),
-            None => self.closing = Some((Instant::now() + CLOSING, vec![done])),
-        }
-        let all: Vec<AttemptId> = self.attempts.keys().copied().collect();
-        self.stop(&all, StopSignal::Kill);
-    }
-
     /// The last words of the layer: nothing of the run is left, or it is said what is.
-    pub(super) fn close(&mut self) {
+    pub(super) fn say_what_is_left(&mut self) {
         let left: Vec<AttemptId> = self.attempts.keys().copied().collect();
         for id in left {
             self.forget(id);

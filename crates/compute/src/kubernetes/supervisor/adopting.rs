@@ -12,7 +12,6 @@ use super::super::jobset::{Member, jobsets, member_of, members};
 use super::super::pod::PodView;
 use super::super::submit::Submitter;
 use super::{Message, Supervisor};
-use crate::remote::layer::refuse;
 
 /// What there is of a run in one namespace, for attempts that are looked for.
 pub struct Findings {
@@ -28,11 +27,7 @@ struct Found {
 }
 
 impl Supervisor {
-    pub(super) fn adopt(&mut self, step: &StepName, id: AttemptId) {
-        if self.closing.is_some() {
-            refuse(&*self.events, id);
-            return;
-        }
+    pub(super) fn adopt_attempt(&mut self, step: &StepName, id: AttemptId) {
         let mut launch = self.settings.identity.probe_launch(step);
         launch.id = id;
         (launch.spec.task, launch.spec.attempt) = (id.task, id.attempt);

@@ -29,7 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
 impl Supervisor {
     /// The last words of the layer.
-    pub(super) async fn close(&mut self) {
+    pub(super) async fn sweep(&mut self) {
         self.tell_held_ends();
         let gangs = self.known_jobsets();
         for (id, attempt) in self.attempts.drain() {

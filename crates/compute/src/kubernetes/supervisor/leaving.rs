@@ -54,7 +54,7 @@ struct Place {
 
 impl Supervisor {
     /// From now on everything is being stopped.
-    pub(super) fn run_ends(&mut self) {
+    pub(super) fn begin_to_end(&mut self) {
         if self.herald.is_some() {
             return;
         }

@@ -8,7 +8,6 @@ use ferroflow_core::id::AttemptId;
 use ferroflow_core::port::{LayerEvent, StopSignal};
 use ferroflow_core::task::{Cause, CauseKind};
 use futures_util::StreamExt;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::api::{ApiFault, Cluster, Target};
@@ -17,7 +16,7 @@ use super::super::job::TERMINATION_GRACE;
 use super::super::jobset::delete_jobset;
 use super::super::names::{ATTEMPT_LABEL, attempt_label};
 use super::closing::LONGEST_OF_NODES;
-use super::{CLOSING, Message, Supervisor, cancelled};
+use super::{Message, Supervisor, cancelled};
 
 /// So many are stopped one by one, if they are not all there are.
 const FEW: usize = 3;
@@ -48,7 +47,7 @@ struct Deletion {
 }
 
 impl Supervisor {
-    pub(super) fn stop(&mut self, ids: &[AttemptId], signal: StopSignal) {
+    pub(super) fn stop_attempts(&mut self, ids: &[AttemptId], signal: StopSignal) {
         let (mut there, mut taken_back) = (Vec::new(), Vec::new());
         for id in ids {
             let Some(attempt) = self.attempts.get_mut(id) else { continue };
@@ -190,16 +189,6 @@ impl Supervisor {
             let again = if fault.may_pass() { ". It is tried again" } else { "" };
             self.events.send(LayerEvent::Notice { text: format!("Kubernetes did not delete tasks: {fault}{again}") });
         }
-    }
-
-    pub(super) fn shut_down(&mut self, done: oneshot::Sender<()>) {
-        match &mut self.closing {
-            Some((_, waiting)) => waiting.push(done),
-            None => self.closing = Some((Instant::now() + CLOSING, vec![done])),
-        }
-        self.run_ends();
-        let all: Vec<AttemptId> = self.attempts.keys().copied().collect();
-        self.stop(&all, StopSignal::Kill);
     }
 }
 

@@ -33,7 +33,7 @@ const TAKEN: Duration = Duration::from_secs(30);
 const LOOK_FOR_JOB: Duration = Duration::from_secs(10);
 
 impl Supervisor {
-    pub(super) fn tick(&mut self) {
+    pub(super) fn look_around(&mut self) {
         self.remove_finished();
         self.end_patience();
         self.press_on();
