@@ -134,3 +134,12 @@ failure_block <- function(failure, where) {
   lines <- c(paste0(where, " failed:"), strsplit(failure$text, "\n", fixed = TRUE)[[1]])
   paste0("    ", lines, "\n", collapse = "")
 }
+
+# As R tells of a crash, innermost call first.
+tell_crash <- function(words) {
+  calls <- sys.calls()
+  own <- which(vapply(calls, function(call) is.function(call[[1]]) && identical(call[[2]], words), NA))
+  shown <- rev(vapply(users_calls(calls[seq_len(own[length(own)] - 1L)]), one_line, ""))
+  lines <- if (length(shown) > 0) c("", "Traceback:", sprintf("%2d: %s", seq_along(shown), shown))
+  cat(words, paste0(lines, "\n"), sep = "", file = stderr())
+}

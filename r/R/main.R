@@ -69,7 +69,7 @@ become <- function(flow, role) {
   Sys.unsetenv(.flow_variable)
   if (role == .task_variable) {
     task <- native(wrap__rs_spawned_task, take_variable(.task_variable), take_variable(.spec_variable))
-    native(wrap__rs_watch_quit, function(status) end_by_quit(status))
+    watch_ends()
     status <- run_task(flow, task)
     quit(save = "no", status = status)
   }

@@ -1,5 +1,5 @@
-# The pipe. Ours, so that an image needs no package but this one; where magrittr is loaded it is
-# magrittr's, with all that can do.
+# The pipe. Ours, so that an image needs no package but this one; where magrittr is installed it is
+# magrittr's, with all that can do, and packages that bring it along mask nothing.
 
 #' Pipe
 #'
@@ -13,9 +13,6 @@
 #' @export
 `%>%` <- function(lhs, rhs) {
   rhs <- substitute(rhs)
-  if (isNamespaceLoaded("magrittr")) {
-    return(eval.parent(as.call(list(getExportedValue("magrittr", "%>%"), substitute(lhs), rhs))))
-  }
   scene <- new.env(parent = parent.frame())
   scene$. <- lhs
   eval(piped_call(rhs), scene)
@@ -32,4 +29,11 @@ piped_call <- function(rhs) {
   }
   has_place <- any(vapply(as.list(rhs)[-1], identical, NA, quote(.)))
   if (has_place || identical(rhs[[1]], quote(`{`))) rhs else as.call(append(as.list(rhs), quote(.), after = 1))
+}
+
+# While this package is loaded.
+use_magrittr <- function(namespace) {
+  if (requireNamespace("magrittr", quietly = TRUE)) {
+    assign("%>%", getExportedValue("magrittr", "%>%"), envir = namespace)
+  }
 }

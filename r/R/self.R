@@ -61,7 +61,8 @@ new_self <- function(flow, spec) {
   state$packs <- list()
   state$read <- list()
   state$read_only <- vapply(flow$parameters, function(each) each$attribute, "")
-  self <- new.env(parent = emptyenv())
+  # with(self, ...) finds functions, too.
+  self <- new.env(parent = globalenv())
   attr(self, "state") <- state
   class(self) <- "metaflow_self"
   inherit(self, state)
@@ -147,6 +148,9 @@ artifact_name <- function(name) {
 names.metaflow_self <- function(x) ls(x)
 
 #' @export
+as.list.metaflow_self <- function(x, ...) mget(names(x), envir = x)
+
+#' @export
 print.metaflow_self <- function(x, ...) {
   cat(place_of(state_of(x)$spec), "\n", sep = "")
   cat("artifacts:", paste(ls(x), collapse = ", "), "\n")
@@ -211,7 +215,7 @@ empty_input <- function(spec, reference, position) {
   state$reference <- reference
   state$position <- position
   state$read <- list()
-  input <- new.env(parent = emptyenv())
+  input <- new.env(parent = globalenv())
   attr(input, "state") <- state
   class(input) <- "metaflow_input"
   input
@@ -261,6 +265,9 @@ names.metaflow_input <- function(x) {
   state <- state_of(x)
   intersect(ls(x), users_names(state$pack, state$spec$flow))
 }
+
+#' @export
+as.list.metaflow_input <- function(x, ...) mget(names(x), envir = x)
 
 #' @export
 print.metaflow_input <- function(x, ...) {

@@ -3,10 +3,15 @@
 run_forked_task <- function(flow, role) {
   opened <- getAllConnections()
   devices <- grDevices_open()
-  native(wrap__rs_watch_quit, function(status) end_by_quit(status))
+  watch_ends()
   status <- run_task(flow, role)
   close_what_is_open(opened, devices)
   status
+}
+
+watch_ends <- function() {
+  native(wrap__rs_watch_quit, function(status) end_by_quit(status))
+  native(wrap__rs_watch_crashes, function(words) tell_crash(words))
 }
 
 grDevices_open <- function() {

@@ -6,6 +6,7 @@
   .state$directory <- getwd()
   variables <- Sys.getenv()
   .state$environment <- paste0(names(variables), "=", unclass(variables))
+  use_magrittr(parent.env(environment()))
   .state$descriptors <- native(wrap__rs_open_descriptors)
 }
 

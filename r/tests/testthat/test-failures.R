@@ -189,3 +189,57 @@ metaflow("Names") %%>%%
     expect_false(any(grepl("assign\\(|exists\\(|artifact_name", printed(result))))
   }
 })
+
+test_that("a crash shows the user's calls alone, and leaves other tasks their temporary files", {
+  result <- expect_done(run_flow('
+broken <- function() tools::pskill(Sys.getpid(), 11)
+work <- function(self) {
+  file <- tempfile()
+  if (self$input == "good") {
+    saveRDS(1, file)
+    file.create("written")
+    while (!file.exists("crashed")) Sys.sleep(0.01)
+    stopifnot(readRDS(file) == 1)
+  } else if (current("retry_count") == 0) {
+    while (!file.exists("written")) Sys.sleep(0.01)
+    broken()
+  } else {
+    saveRDS(1, file)
+    file.create("crashed")
+  }
+}
+metaflow("Crash") %>%
+  step(step = "start", r_function = function(self) self$items <- c("good", "bad"), next_step = "work", foreach = "items") %>%
+  step(step = "work", r_function = work, next_step = "join", retry(times = 1, minutes_between_retries = 0)) %>%
+  step(step = "join", join = TRUE, r_function = function(self, inputs) NULL, next_step = "end") %>%
+  step(step = "end") %>%
+  run()
+', "run"))
+  of_crash <- sub("^\\[1/work/3 \\(pid N\\)\\] ?", "", grep("^\\[1/work/3 ", result$out, value = TRUE))
+  expect_equal(of_crash[-c(1, length(of_crash) - 1, length(of_crash))], c(
+    "", " *** caught segfault ***", "sent as a signal", "", "Traceback:", " 1: tools::pskill(Sys.getpid(), 11)",
+    " 2: broken()", " 3: work(self)", "Task failed with a segmentation fault."
+  ))
+})
+
+test_that("a fault in native code tells its address, and a full stack is R's error", {
+  skip_if(Sys.which("gcc") == "", "a compiler makes the fault")
+  folder <- new_folder()
+  writeLines(c(
+    "void fault(int *n) { *(volatile int *)16 = *n; }",
+    "int deeper(volatile char *p, int n) { volatile char b[4096]; b[0] = p[0]; return n ? deeper(b, n + 1) + b[0] : 0; }",
+    "void deep(int *n) { volatile char c[1] = {1}; *n = deeper(c, 1); }"
+  ), file.path(folder, "faults.c"))
+  result <- run_flow('
+stopifnot(system2(file.path(R.home("bin"), "R"), c("CMD", "SHLIB", "faults.c"), stdout = FALSE, stderr = FALSE) == 0)
+dyn.load("faults.so")
+metaflow("Faults") %>%
+  step(step = "start", catch(var = "problem"), r_function = function(self) .C("deep", 1L), next_step = "middle") %>%
+  step(step = "middle", r_function = function(self) .C("fault", 1L), next_step = "end") %>%
+  step(step = "end") %>%
+  run()
+', "run", folder = folder)
+  expect_equal(result$status, 1)
+  expect_true("[1/middle/2 (pid N)] address 0x10, cause 'memory not mapped'" %in% result$out)
+  expect_true("[1/middle/2 (pid N)]  1: middle(self)" %in% result$out)
+})

@@ -116,3 +116,21 @@ metaflow("Named") %>%
     expect_equal(new_run("Named/1")$artifacts, "name")
   })
 })
+
+test_that("self and inputs can be used with with() and as.list()", {
+  result <- expect_done(run_flow('
+metaflow("With") %>%
+  step(step = "start", r_function = function(self) { self$x <- 1; self$y <- 2; print(with(self, sum(x, y))) }, next_step = c("a", "b")) %>%
+  step(step = "a", next_step = "join") %>%
+  step(step = "b", next_step = "join") %>%
+  step(step = "join", join = TRUE, next_step = "end", r_function = function(self, inputs) {
+    print(with(inputs$a, x + y))
+    print(unlist(as.list(inputs$b)))
+    merge_artifacts(self, inputs)
+    print(unlist(as.list(self)))
+  }) %>%
+  step(step = "end") %>%
+  run()
+', "run"))
+  expect_equal(printed(result), c("[1] 3", "[1] 3", "x y ", "1 2 ", "x y ", "1 2 "))
+})

@@ -7,6 +7,7 @@
 mod artifacts;
 mod client;
 mod columns;
+mod crash;
 mod plain;
 mod process;
 mod server;
@@ -142,6 +143,11 @@ fn rs_task_say(message: &str) -> Answer {
 #[extendr]
 fn rs_watch_quit(hook: Robj) {
     task::watch_quit(hook);
+}
+
+#[extendr]
+fn rs_watch_crashes(report: Robj) {
+    crash::watch(report);
 }
 
 #[extendr]
@@ -321,6 +327,7 @@ extendr_module! {
     fn rs_helper_reply;
     fn rs_task_say;
     fn rs_watch_quit;
+    fn rs_watch_crashes;
     fn rs_limit_time;
     fn rs_timed_out;
     fn rs_leave;

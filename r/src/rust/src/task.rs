@@ -81,7 +81,7 @@ pub fn remove_folder() {
     }
 }
 
-fn remove_own_folder() {
+pub fn remove_own_folder() {
     // Without a folder of its own the task used the server's.
     if folder().is_some_and(|folder| folder.ends_with(&format!("/task-{}", std::process::id()))) {
         remove_folder();
