@@ -69,7 +69,7 @@ $(VENV)/develop.stamp: pyproject.toml | $(BIN)/python
 r: | $(BIN)/python ## Install the R package into .venv/r-library
 	@command -v Rscript >/dev/null || { echo "R is missing; on Debian: apt-get install r-base-core r-base-dev r-cran-testthat"; exit 1; }
 	@mkdir -p $(R_LIBRARY)
-	R CMD INSTALL --no-test-load --library=$(R_LIBRARY) r
+	PATH="$(CURDIR)/$(BIN):$$PATH" R CMD INSTALL --no-test-load --library=$(R_LIBRARY) r
 
 r-check: r ## Check the R package as CRAN does; fails on errors and warnings
 	r/tests/check $(CURDIR)

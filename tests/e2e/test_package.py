@@ -4,7 +4,8 @@ import re
 import tarfile
 from pathlib import Path
 
-from harness import run_flow
+import pytest
+from harness import r_library, run_flow
 
 import metaflow
 
@@ -105,8 +106,11 @@ def test_a_package_that_cannot_be_saved_is_told(folder: Path) -> None:
     assert f"cannot write the code package `{folder}/no/such/folder.tgz`" in result.stderr
 
 
-def test_the_extension_asks_for_no_newer_glibc_than_promised() -> None:
+@pytest.mark.parametrize("language", ["python", "r"])
+def test_what_tasks_load_asks_for_no_newer_glibc_than_promised(language: str) -> None:
     extension = Path(metaflow.__file__).parent / "_native.abi3.so"
+    if language == "r":
+        extension = Path(r_library()) / "metaflow/libs/metaflow.so"
     versions = {
         tuple(map(int, found.split(b".")))
         for found in re.findall(rb"GLIBC_(\d+\.\d+)", extension.read_bytes())
