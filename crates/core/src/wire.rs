@@ -48,10 +48,16 @@ impl Hello {
         format!("{interpreter} {}", typed::quoted(&self.script))
     }
 
+    /// Whether the flow was typed into an R session. A script that goes on after `run()` has its flow
+    /// saved, too, but can be started again.
+    pub fn is_of_session(&self) -> bool {
+        self.saved_flow.is_some() && self.script.starts_with('<')
+    }
+
     /// What the user types to give the flow a command with its options. A flow of an R session has no
     /// file: there it is a call of `run()`.
     pub fn typed(&self, words: &[String]) -> String {
-        if self.saved_flow.is_some() {
+        if self.is_of_session() {
             return typed::in_session(&self.flow.name, words);
         }
         typed::in_shell(&self.command(), words)

@@ -151,6 +151,15 @@ cat("status", status, new_flow("Hello")$latest_run, "\\n")
 ')
   result <- expect_done(run_flow(script))
   expect_equal(tail(result$out, 1), "status 0 1 ")
+  failed <- expect_done(run_flow('
+flow <- metaflow("Fails") %>%
+  step(step = "start", r_function = function(self) stop("no"), next_step = "end") %>%
+  step(step = "end")
+status <- run(flow)
+cat("status", status, "\\n")
+'))
+  expect_equal(tail(failed$out, 1), "status 1 ")
+  expect_true("To finish this run without redoing what is done: Rscript flow.R resume --origin-run-id 1" %in% failed$err)
 })
 
 test_that("resume runs what failed and clones the rest", {
