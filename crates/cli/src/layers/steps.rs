@@ -103,8 +103,7 @@ pub fn environments(graph: &Graph) -> HashMap<StepName, BTreeMap<String, String>
 pub fn how_with_s3(context: &Context, layer: &str) -> String {
     let words = ["--datastore", "s3", "run", "--with", layer].map(str::to_owned);
     let typed = context.hello.typed(&words);
-    let place =
-        if context.hello.is_of_session() { "For example" } else { "Give it before the command, for example" };
+    let place = if context.hello.is_of_session() { "For example" } else { "Give it before the command, for example" };
     format!("{place}: {typed}")
 }
 
