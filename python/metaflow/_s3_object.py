@@ -117,7 +117,8 @@ class S3Object:
         prefix = self._place.prefix
         if prefix is None:
             return self.url
-        return self.url.removeprefix(prefix).removeprefix("/")
+        key = self.url.removeprefix(prefix).removeprefix("/")
+        return key if self._exists else key.removesuffix("/")
 
     @property
     def path(self) -> str | None:

@@ -89,7 +89,7 @@ with S3(s3root=ROOT) as s3:
     found = sorted(each.key for each in s3.list_recursive())
     assert found == sorted(keys), found
     level = sorted((each.key, each.exists) for each in s3.list_paths(["a"]))
-    assert level == [("/", False), ("b", True)], level
+    assert level == [("", False), ("b", True)], level
     assert sorted(each.text for each in s3.get_all()) == list("01234")
     s3.put("large//part", b"x" * (40 << 20))
     assert s3.get("large//part").blob == b"x" * (40 << 20)

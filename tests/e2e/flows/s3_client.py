@@ -32,7 +32,7 @@ with S3(s3root=ROOT) as s3:
     assert s3.get_many([]) == s3.put_many([]) == s3.list_paths([]) == s3.info_many([]) == []
 
     level = sorted((each.key, each.exists, each.size) for each in s3.list_paths())
-    assert level == [("a", True, 6), ("b/", False, None), ("c", True, 3), ("d", True, 1)], level
+    assert level == [("a", True, 6), ("b", False, None), ("c", True, 3), ("d", True, 1)], level
     assert sorted(each.key for each in s3.list_recursive()) == ["a", "b/1", "b/2", "c", "d"]
     assert sorted(each.blob for each in s3.get_recursive(["b"])) == [b"1", b"22"]
     assert len(s3.get_all()) == 5

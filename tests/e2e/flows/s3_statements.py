@@ -90,7 +90,7 @@ def s_3_methods():
         assert [each.key for each in s3.list_recursive(["a"])] == ["1", "2"], "not ab"
         assert s3.get_recursive(["no"]) == [] and s3.list_paths(["no"]) == []
         names = {each.key: each.exists for each in s3.list_paths()}
-        assert names == {"a/": False, "ab": True}, names
+        assert names == {"a": False, "ab": True}, names
         assert len(s3.get_all(return_info=True)) == 3
         with open("file", "w") as file:
             file.write("from a file")
