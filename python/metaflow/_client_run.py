@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow._client_base import MetaflowObject, in_namespace, optional_time
 from metaflow._client_graph import end_step, steps_after, steps_before
 from metaflow._client_settings import get_namespace
 from metaflow._client_store import Row, client_store
 from metaflow._client_task import MetaflowData, Task
+
+if TYPE_CHECKING:
+    from metaflow._client_code import MetaflowCode
 
 
 class Metaflow:
@@ -189,9 +192,10 @@ class Run(MetaflowObject):
         return task.data if task else None
 
     @property
-    def code(self) -> None:
-        """The code package; local runs make none."""
-        return
+    def code(self) -> "MetaflowCode | None":
+        """The code package of the run's remote tasks; local runs make none."""
+        codes = (task.code for step in self if (task := step.task) is not None)
+        return next((code for code in codes if code is not None), None)
 
     @property
     def trigger(self) -> None:

@@ -1,5 +1,6 @@
 """Tasks, their artifacts, logs and metadata. Flows, runs and steps are in `_client_run`."""
 
+import json
 from collections import namedtuple
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from metaflow._client_graph import children, parents, steps_after, steps_before
 from metaflow._client_store import Row
 
 if TYPE_CHECKING:
+    from metaflow._client_code import MetaflowCode
     from metaflow._client_run import Step
     from metaflow.exception import MetaflowExceptionWrapper
 
@@ -153,7 +155,9 @@ class Task(MetaflowObject):
         from metaflow.exception import MetaflowExceptionWrapper
 
         return MetaflowExceptionWrapper(
-            recorded["message"], type_text=recorded["type"], stacktrace=recorded["traceback"]
+            recorded["message"],
+            type_text=recorded.get("class") or recorded["type"],
+            stacktrace=recorded["traceback"],
         )
 
     @property
@@ -171,9 +175,15 @@ class Task(MetaflowObject):
         return None
 
     @property
-    def code(self) -> None:
-        """The code package; local runs make none."""
-        return
+    def code(self) -> "MetaflowCode | None":
+        """The code package it ran with; local tasks need none."""
+        described = self.metadata_dict.get("code-package")
+        if described is None:
+            return None
+        from metaflow._client_code import MetaflowCode
+
+        flow, run = self._components[:2]
+        return MetaflowCode(self._store.data_root(flow, run), json.loads(described))
 
     @property
     def environment_info(self) -> dict[str, Any] | None:

@@ -39,9 +39,7 @@ class Failure:
 
     def __init__(self, exception: BaseException) -> None:
         kind = type(exception)
-        self.type = f"<class '{kind.__module__}.{kind.__qualname__}'>"
-        if kind.__module__ == "builtins":
-            self.type = f"<class '{kind.__qualname__}'>"
+        self.type = f"{kind.__module__}.{kind.__qualname__}"
         self.type_name = kind.__name__
         self.headline = "Internal error"
         self.place = ""
@@ -77,6 +75,7 @@ class Failure:
         """The form of `core::task::ExceptionInfo`."""
         return {
             "type": self.type_name,
+            "class": self.type,
             "message": _clean(_cut(self.message, _MOST_MESSAGE)),
             "traceback": _clean(_cut(self.traceback, _MOST_TRACEBACK)),
         }

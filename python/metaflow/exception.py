@@ -438,7 +438,7 @@ class MetaflowExceptionWrapper:
     """What is kept of an exception in an artifact: plain text, so that it always can be stored and
     read again without the classes it was made from.
 
-    `type` is like `<class 'ValueError'>`, `exception` the message, `stacktrace` the traceback.
+    `type` is like `builtins.ValueError`, `exception` the message, `stacktrace` the traceback.
     """
 
     def __init__(

@@ -153,10 +153,13 @@ pub struct ExceptionInfo {
     /// Class name, e.g. `MemoryError`.
     #[serde(rename = "type")]
     pub type_name: String,
+    /// The same with its module, as clients show it; R's conditions have none.
+    #[serde(default, rename = "class", skip_serializing_if = "Option::is_none")]
+    pub class_name: Option<Box<str>>,
     pub message: String,
     /// The traceback without our frames.
     #[serde(default)]
-    pub traceback: String,
+    pub traceback: Box<str>,
 }
 
 /// How the process ended.

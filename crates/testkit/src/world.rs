@@ -76,7 +76,8 @@ pub fn caught(targets: &[&str]) -> AttemptReport {
 
 /// User code raised.
 pub fn raised(type_name: &str, message: &str) -> AttemptReport {
-    let exception = ExceptionInfo { type_name: type_name.into(), message: message.into(), traceback: String::new() };
+    let (type_name, message) = (type_name.into(), message.into());
+    let exception = ExceptionInfo { type_name, class_name: None, message, traceback: Box::default() };
     let outcome = TaskOutcome { exception: Some(exception), may_retry: true, ..TaskOutcome::default() };
     report(Some(outcome), ProcessExit::Code(1))
 }

@@ -214,7 +214,7 @@ fn with_short_texts(message: &TerminationMessage, most: usize) -> TerminationMes
         if let Some(exception) = &mut outcome.exception {
             exception.type_name = cut(&exception.type_name, 100);
             exception.message = cut(&exception.message, most.max(100));
-            exception.traceback = cut(&exception.traceback, most);
+            exception.traceback = cut(&exception.traceback, most).into();
         }
     }
     for (name, value) in &mut short.metadata {
@@ -266,8 +266,9 @@ mod tests {
     fn outcome(ok: bool, message: &str) -> TaskOutcome {
         let exception = ExceptionInfo {
             type_name: "simpleError".to_owned(),
+            class_name: None,
             message: message.to_owned(),
-            traceback: "Error: ü".repeat(2000),
+            traceback: "Error: ü".repeat(2000).into(),
         };
         let exception = (!ok).then_some(exception);
         TaskOutcome { ok, success: ok, transition: None, exception, imports: Vec::new(), may_retry: true }
