@@ -16,7 +16,8 @@ import socket
 import sys
 import time
 
-from metaflow import _native, _process, _remote_ending, _remote_log, _remote_store
+from metaflow import _native, _process, _remote_ec2, _remote_ending, _remote_log, _remote_store
+from metaflow._current import SPOT_NOTICE_FILE
 from metaflow._wire import Connection
 
 TYPE_CHECKING = False
@@ -83,7 +84,7 @@ class Settings:
 
     __slots__ = (
         "environment",
-        "flow_file",
+        "flow_arguments",
         "layer",
         "lease_key",
         "lease_seconds",
@@ -95,7 +96,8 @@ class Settings:
 
     def __init__(self, spec: dict[str, Any], variables: MutableMapping[str, str]) -> None:
         self.spec = spec
-        self.flow_file = variables["FERROFLOW_FLOW_FILE"]
+        module = variables.get("FERROFLOW_FLOW_MODULE")
+        self.flow_arguments = ["-m", module] if module else [variables["FERROFLOW_FLOW_FILE"]]
         self.layer = variables["FERROFLOW_LAYER"]
         self.log_prefix = variables["FERROFLOW_LOG_PREFIX"]
         self.lease_key = variables["FERROFLOW_LEASE_KEY"]
@@ -145,6 +147,8 @@ class Supervisor:
         self._kill_at = _NEVER
         self._over_at = _NEVER
         self._catch_signals(wake_write)
+        self._wake_write = wake_write
+        self._instance: _remote_ec2.Instance | None = None
         store = _remote_store.open_store(settings.spec["store"])
         lease = _remote_log.Lease(store, settings.lease_key, settings.lease_seconds)
         self._log = _remote_log.Shipper(store, settings.log_prefix, lease, wake_write)
@@ -153,7 +157,22 @@ class Supervisor:
         """What AWS Batch tells a container alone."""
         for name, variable in _PLACE.items() if self._settings.layer == "batch" else ():
             if value := os.environ.get(variable):
-                self._facts.hear({"type": "metadata", "name": name, "value": value})
+                self._note(name, value)
+
+    def _note(self, name: str, value: str) -> None:
+        self._facts.hear({"type": "metadata", "name": name, "value": value})
+
+    def _ask_instance(self) -> None:
+        variables = self._settings.environment
+        if _remote_ec2.is_asked_for(variables):
+            layer = self._settings.layer
+            self._instance = _remote_ec2.Instance(
+                layer, variables, self._note, self._wake, SPOT_NOTICE_FILE
+            )
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full, so it wakes anyway
+            os.write(self._wake_write, b"\0")
 
     def _catch_signals(self, wake_write: int) -> None:
         # Process 1 gets no signal that it does not handle.
@@ -168,6 +187,7 @@ class Supervisor:
         self._start_task()
         # Threads must not be there before the task was forked.
         self._log.start()
+        self._ask_instance()
         while time.monotonic() < self._over_at:
             self._wait()
         self._facts.note_leftovers()
@@ -208,7 +228,8 @@ class Supervisor:
             "FERROFLOW_TASK_FD": str(_pass_on(control, _LOWEST_CONTROL_DESCRIPTOR)),
             "FERROFLOW_TASK_SPEC_FD": str(_spec_file(settings.spec)),
         }
-        os.execve(sys.executable, [sys.executable, "-u", settings.flow_file], variables)
+        command = [sys.executable, "-u", *settings.flow_arguments]
+        os.execve(sys.executable, command, variables)
 
     # --- while it runs -----------------------------------------------------------------------
 
@@ -255,6 +276,10 @@ class Supervisor:
         if signal.SIGTERM in said or signal.SIGINT in said:
             self._facts.told_to_stop()
             self._stop_task()
+        if self._instance and self._instance.notice and not self._facts.spot_ending:
+            # For what is left of two minutes the task may save what it has.
+            self._facts.spot_ending = self._instance.notice
+            _process.signal_group(self._pid, signal.SIGTERM)
         if self._log.lease.expired and not self._facts.engine_lost:
             self._facts.lease_expired(self._settings.lease_seconds)
             self._stop_task()
@@ -312,6 +337,8 @@ class Supervisor:
             self._drain(descriptor)
         if self._control is not None:
             self._hear()
+        if self._instance is not None:
+            self._instance.settle()
         message = self._facts.message()
         if problem := self._log.finish(message):
             os.write(2, f"{problem}\n".encode())

@@ -78,6 +78,8 @@ class Facts:
         self._stopped = False
         self._exhausted = False
         self.engine_lost = False
+        # When AWS takes the Spot instance back, once it has said so.
+        self.spot_ending: str | None = None
 
     def hear(self, message: dict[str, Any]) -> None:
         """A `core::wire::TaskMessage`."""
@@ -148,6 +150,12 @@ class Facts:
     def _cause_of_failure(self) -> dict[str, str] | None:
         if self._cause is not None:
             return self._cause
+        if self.spot_ending is not None:
+            return _cause(
+                "spot_reclaimed",
+                f"AWS takes its Spot instance back at {self.spot_ending}, and the task was told "
+                "to stop (SIGTERM)",
+            )
         if self._exhausted:
             return _cause("out_of_memory", self._out_of_memory())
         if self._disk_is_full():

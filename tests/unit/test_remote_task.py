@@ -522,3 +522,22 @@ def test_a_full_disk_is_told() -> None:
     facts.hear({"type": "outcome", "outcome": {"ok": False, "exception": exception}})
     facts.ended(1 << 8, __import__("resource").getrusage(0))
     assert facts.message()["cause"]["text"].startswith("the container's disk is full")
+
+
+def test_a_spot_instance_that_goes_takes_its_task_along(
+    container: Container, server: Server
+) -> None:
+    """Not the user's failure: the run starts it again elsewhere."""
+    container.prepare("time.sleep(300)")
+    container.variables["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = server.url("").split("/?")[0]
+    server.objects["latest/meta-data/instance-life-cycle"] = b"spot"
+    server.objects["latest/meta-data/spot/termination-time"] = b"2026-11-22T08:00:00Z"
+    code, _, _ = container.run()
+    assert code == 128 + signal.SIGTERM
+    message = container.message()
+    assert message["cause"] == {
+        "kind": "spot_reclaimed",
+        "text": "AWS takes its Spot instance back at 2026-11-22T08:00:00Z, and the task was told "
+        "to stop (SIGTERM)",
+    }
+    assert ["spot-termination-time", "2026-11-22T08:00:00Z"] in message["metadata"]

@@ -1,7 +1,9 @@
 //! What the end of a container says: its termination message, or, where it never ran anything of
 //! ours, what the runtime's own words mean. Texts are for users.
 
-use ferroflow_core::task::{Cause, CauseKind, ProcessExit, Usage};
+use ferroflow_core::id::AttemptId;
+use ferroflow_core::port::LayerEvent;
+use ferroflow_core::task::{AttemptReport, Cause, CauseKind, ProcessExit, Usage};
 use ferroflow_core::wire::TerminationMessage;
 
 use super::language::needed_for;
@@ -19,6 +21,16 @@ pub fn store_away() -> Cause {
     let text = "its container could not fetch the flow's code: nobody answers at the datastore's address, which its log \
                 names. A network without a way to S3, or METAFLOW_BATCH_S3_ENDPOINT_URL, may be why";
     Cause::new(CauseKind::LayerError, text)
+}
+
+/// What an ended attempt is for the run. One that lost its machine is no failure of the user's, so
+/// it starts again whatever @retry says.
+pub fn told(id: AttemptId, report: AttemptReport) -> LayerEvent {
+    let failed = report.outcome.as_ref().is_none_or(|outcome| !outcome.ok);
+    match report.cause {
+        Some(cause) if failed && cause.kind == CauseKind::SpotReclaimed => LayerEvent::Lost { id, cause },
+        _ => LayerEvent::Finished { id, report },
+    }
 }
 
 /// The message of a container of ours; `None` for any other text (the last lines of a log, which
@@ -100,7 +112,26 @@ pub fn lacks_interpreter(image: &str, interpreter: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ferroflow_core::id::TaskId;
+
     use super::*;
+
+    #[test]
+    fn a_task_that_lost_its_instance_is_no_failure_unless_it_was_done() {
+        let id = AttemptId { task: TaskId(1), attempt: 0 };
+        let cause = Cause::new(CauseKind::SpotReclaimed, "taken back");
+        let report = |outcome: Option<&str>| AttemptReport {
+            outcome: outcome.map(|text| serde_json::from_str(text).expect("outcome")),
+            exit: ProcessExit::Signal(15),
+            usage: Usage::default(),
+            cause: Some(cause.clone()),
+        };
+        assert_eq!(told(id, report(None)), LayerEvent::Lost { id, cause: cause.clone() });
+        let done = report(Some(r#"{"ok": true, "success": true}"#));
+        assert_eq!(told(id, done.clone()), LayerEvent::Finished { id, report: done });
+        let failed = AttemptReport { cause: None, ..report(None) };
+        assert_eq!(told(id, failed.clone()), LayerEvent::Finished { id, report: failed });
+    }
 
     #[test]
     fn an_image_without_python_is_recognised_in_every_runtimes_words() {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::super::attempt::{MOST_ROUNDS, Stage};
 use super::super::view::{Asked, Ending, JobView, Status};
 use super::{Message, Supervisor, cancelled};
-use crate::remote::ending::{EXIT_STORE_AWAY, message_of_exit_code, store_away};
+use crate::remote::ending::{EXIT_STORE_AWAY, message_of_exit_code, store_away, told};
 
 /// How long the last lines of an ended task may take.
 const LAST_LINES: Duration = Duration::from_secs(15);
@@ -129,7 +129,7 @@ impl Supervisor {
         match report(read.ending, spoken, stop) {
             Ok(report) => {
                 self.attempts.remove(&id);
-                self.events.send(LayerEvent::Finished { id, report });
+                self.events.send(told(id, report));
             }
             Err(cause) => self.lose(id, cause),
         }

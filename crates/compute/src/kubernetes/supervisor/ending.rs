@@ -10,6 +10,7 @@ use super::super::attempt::{Attempt, MOST_ROUNDS, Stage};
 use super::super::names::container_name;
 use super::super::pod::PodView;
 use super::{FinishedJob, Message, Supervisor, cancelled};
+use crate::remote::ending::told;
 
 /// How long the last lines of an ended task may take.
 const LAST_LINES: Duration = Duration::from_secs(15);
@@ -57,7 +58,7 @@ impl Supervisor {
         let Some(attempt) = self.attempts.remove(&id) else { return };
         self.jobs.remove(&attempt.job);
         self.finished.push_back(FinishedJob::of(&attempt));
-        self.tell_end(id, &attempt, LayerEvent::Finished { id, report });
+        self.tell_end(id, &attempt, told(id, report));
     }
 
     /// A stopped attempt whose pod went without a word.
