@@ -7,6 +7,7 @@ for code that only reads results. Nothing here opens the store.
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 LOCAL_FOLDER = ".metaflow"
 
@@ -15,6 +16,7 @@ _namespace: object = _UNSET
 _root: str | None = None
 _task_root: str | None = None
 _task_namespace: object = _UNSET
+_task_store: dict[str, Any] | None = None
 
 
 def configured(name: str) -> str | None:
@@ -156,8 +158,14 @@ def metadata(provider: str) -> str:
 
 
 def get_metadata() -> str:
-    """The provider in force, as `local@DIR`."""
-    return f"local@{os.path.dirname(local_root())}"
+    """The provider in force, as `local@DIR`; the run's own in a remote task: `run@STORE`."""
+    root = local_root()
+    return f"run@{root}" if _task_store and root == _task_root else f"local@{os.path.dirname(root)}"
+
+
+def remote_store(root: str) -> dict[str, Any] | None:
+    """The datastore in which a remote task asks for the metadata of `root`; none elsewhere."""
+    return _task_store if root == _task_root else None
 
 
 def default_metadata() -> str:
@@ -167,8 +175,9 @@ def default_metadata() -> str:
     return get_metadata()
 
 
-def enter_task(root: str, task_namespace: str | None) -> None:
-    """Makes a run's own store and namespace the defaults, for user code inside its tasks."""
-    global _task_root, _task_namespace, _namespace, _root
-    _task_root, _task_namespace = root, task_namespace
+def enter_task(root: str, task_namespace: str | None, store: dict[str, Any] | None) -> None:
+    """Makes a run's own store and namespace the defaults, for user code inside its tasks. `store`
+    is what a remote task, which has no metadata of its own, reaches of it."""
+    global _task_root, _task_namespace, _task_store, _namespace, _root
+    _task_root, _task_namespace, _task_store = root, task_namespace, store
     _namespace, _root = _UNSET, None

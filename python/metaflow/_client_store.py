@@ -43,11 +43,18 @@ class ClientStore:
 
     def __init__(self, root: str) -> None:
         self.root = root
+        from metaflow._client_settings import remote_store
+
+        self._remote = remote_store(root)
         self._reader: Any = None
         self._data_roots: dict[tuple[str, str], str] = {}
 
     def _metadata(self) -> Any:
         """The native reader, or nothing while the folder does not exist."""
+        if self._reader is None and self._remote is not None:
+            from metaflow._client_questions import Questions
+
+            self._reader = Questions(self._remote)
         if self._reader is None and os.path.isdir(self.root):
             from metaflow import _native
 
@@ -88,10 +95,10 @@ class ClientStore:
         reader = self._metadata()
         if not reader or not task.isdecimal():
             return None
+        rows = reader.attempts(flow, run, int(task))
         if attempt is None:
-            row: Row | None = reader.task(flow, run, int(task))
+            row: Row | None = rows[-1] if rows else None
         else:
-            rows = reader.attempts(flow, run, int(task))
             row = next((each for each in rows if each["attempt"] == attempt), None)
         return row if row is not None and row["step"] == step else None
 
@@ -105,7 +112,7 @@ class ClientStore:
     def log_lines(self, flow: str, row: Row, stream: str) -> Iterator[tuple[int, bytes]]:
         """Milliseconds and bytes of one stream; a clone shows the lines of its origin."""
         run, task, attempt = data_place(row)
-        root = self._data_root(flow, row["run"])
+        root = self.data_root(flow, row["run"])
         if root == self.root:
             lines = self._metadata().logs(flow, run, row["step"], task, attempt)
         else:
@@ -116,7 +123,7 @@ class ClientStore:
             if line_stream == stream:
                 yield at, line
 
-    def _data_root(self, flow: str, run: str) -> str:
+    def data_root(self, flow: str, run: str) -> str:
         """Where a run's packs and logs are: its own record says so. A clone's are its origin's,
         which are in the same store."""
         key = (flow, run)
@@ -124,7 +131,11 @@ class ClientStore:
         if root is None:
             row = self.run(flow, run)
             store = row.get("store") if row else None
-            root = self._data_roots[key] = _located(store) if store else self.root
+            if self._remote is not None:
+                root = _reached_from(self._remote, f"{flow}/{run}", store)
+            else:
+                root = _located(store) if store else self.root
+            self._data_roots[key] = root
         return root
 
     def pack(self, flow: str, row: Row) -> Any:
@@ -133,7 +144,7 @@ class ClientStore:
         from metaflow.exception import MetaflowDataMissing
 
         run, task, attempt = data_place(row)
-        root = self._data_root(flow, row["run"])
+        root = self.data_root(flow, row["run"])
         pack = _artifacts.InputPack(root, flow, run, row["step"], task, attempt)
         try:
             pack.names()
@@ -153,6 +164,24 @@ def _located(store: Row) -> str:
         value = configured(name) if name else None
         if value:
             options[option] = os.path.join(value, "ferroflow") if option == "cache" else value
+    return store_text({**store, "options": options})
+
+
+def _reached_from(own: Row, run: str, store: Row | None) -> str:
+    """A run's recorded location, reached as a remote task reaches its own run's."""
+    from metaflow._artifacts import store_text
+    from metaflow.exception import DataException
+
+    if store is None or store["kind"] != own["kind"]:
+        kind = store["kind"] if store else "local"
+        raise DataException(
+            f"what run `{run}` made is in a datastore of kind `{kind}`, which this task cannot "
+            f"reach: its own is of kind `{own['kind']}`"
+        )
+    options = {**own.get("options", {})}
+    options.pop("scope", None)
+    if scope := store.get("options", {}).get("scope"):
+        options["scope"] = scope
     return store_text({**store, "options": options})
 
 

@@ -44,6 +44,10 @@ _LATER = {
 }
 
 
+# Written in a remote task when AWS takes its Spot instance back.
+SPOT_NOTICE_FILE = "/tmp/spot_termination_notice"
+
+
 class Current:
     """The running flow, run, step and task; outside a task most fields are None.
 
@@ -56,6 +60,7 @@ class Current:
         self._flow_class: type | None = None
         self._store_root: str | None = None
         self._client_namespace: str | None = None
+        self._remote_store: dict[str, Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name in _ALWAYS:
@@ -142,6 +147,9 @@ class Current:
         store = spec["store"]
         # The metadata of a remote store's runs stays in a local folder.
         self._store_root = store.get("options", {}).get("metadata") or store["root"]
+        # In a container neither the folder nor the metadata is there.
+        elsewhere = store["kind"] != "local" and self._store_root == store["root"]
+        self._remote_store = store if elsewhere else None
         self._client_namespace = spec.get("namespace")
         self._values = {
             "flow_name": spec["flow"],
@@ -157,6 +165,8 @@ class Current:
         }
         if spec.get("gang"):
             self._values["is_parallel"] = True
+        if self._remote_store is not None:
+            self._values["spot_termination_notice"] = SPOT_NOTICE_FILE
 
     def _enter_flow(self, flow_name: str, user: str) -> None:
         """For code that runs before any task does: defaults of parameters."""
@@ -188,4 +198,4 @@ def point_client_at_run() -> None:
     if current.is_running_flow and current._store_root is not None:
         from metaflow._client_settings import enter_task
 
-        enter_task(current._store_root, current._client_namespace)
+        enter_task(current._store_root, current._client_namespace, current._remote_store)

@@ -154,11 +154,18 @@ def _hello(description: dict[str, Any]) -> dict[str, Any]:
         "language_version": ".".join(map(str, sys.version_info[:3])),
         "executable": sys.executable,
         "script": sys.argv[0],
+        "module": _module_of_package(),
         "arguments": sys.argv[1:],
         "pid": os.getpid(),
         "module_folder": os.path.dirname(os.path.abspath(__file__)),
         "flow": description,
     }
+
+
+def _module_of_package() -> str | None:
+    """What the user typed behind `-m`, if relative imports depend on it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec is not None and spec.parent else None
 
 
 def _hand_over(flow_class: type, engine: str, hello: dict[str, Any]) -> NoReturn:

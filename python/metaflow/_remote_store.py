@@ -1,9 +1,10 @@
-"""The artifact store as plain objects, for the supervisor of a remote task: its logs and the run's
-lease. Artifacts are the task's own and do not come through here.
+"""The artifact store as plain objects, for the supervisor of a remote task (its logs and the run's
+lease) and for its questions to the engine. Artifacts do not come through here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Store(Protocol):
-        """Objects by key. Both methods raise `OSError` when the store cannot be reached."""
+        """Objects by key. All methods raise `OSError` when the store cannot be reached."""
 
         def put(self, key: str, data: bytes) -> None: ...
 
         def get(self, key: str) -> bytes | None: ...
+
+        def delete(self, key: str) -> None:
+            """Best effort: what may not be deleted stays."""
 
 
 def open_store(location: dict[str, Any]) -> Store:
@@ -49,6 +53,10 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def delete(self, key: str) -> None:
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(self._root, key))
+
 
 class Bucket:
     """A remote store, reached with the container's own identity."""
@@ -62,6 +70,10 @@ class Bucket:
 
     def get(self, key: str) -> bytes | None:
         return self._connected().get(key)
+
+    def delete(self, key: str) -> None:
+        with contextlib.suppress(OSError):
+            self._connected().delete(key)
 
     def _connected(self) -> _native.Objects:
         # Not before the task was forked.

@@ -76,7 +76,8 @@ impl LeftBehind {
         let Some(objects) = RemoteObjects::of(&location)? else { return Ok(Vec::new()) };
         let events = AdoptedEvents::new(events.clone());
         let remote = remote::settings(context, &run, &location)?;
-        let remote = Arc::new(Remote::adopted(remote, adopter.clone(), Arc::new(objects), events.clone()));
+        let (objects, answers) = (Arc::new(objects), remote::answers(context));
+        let remote = Arc::new(Remote::adopted(remote, adopter.clone(), objects, answers, events.clone()));
         let mut found: Vec<Arc<dyn ComputeLayer>> = Vec::new();
         if let Some((cluster, mut settings)) = self.kubernetes {
             layers::kubernetes::identify(context, &mut settings, &run, self.row.created_at)?;

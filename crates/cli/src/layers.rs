@@ -114,5 +114,6 @@ fn remote_tasks(context: &Context, of: &Registered, events: &Arc<dyn EventSink>)
             "the run's datastore is a folder of this machine; containers cannot reach it",
         ));
     };
-    Ok(Arc::new(Remote::new(remote::settings(context, of.run, of.store)?, Arc::new(objects), events.clone())))
+    let settings = remote::settings(context, of.run, of.store)?;
+    Ok(Arc::new(Remote::new(settings, Arc::new(objects), remote::answers(context), events.clone())))
 }

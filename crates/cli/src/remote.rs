@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ferroflow_compute::remote::{INIT_SCRIPT, Language, PackageSources, RemoteSettings};
 use ferroflow_core::id::RunId;
+use ferroflow_core::port::MetadataAnswers;
 use ferroflow_core::task::StoreLocation;
+use ferroflow_store::Reader;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::suffixes;
@@ -22,8 +25,9 @@ const LEASE_SECONDS: f64 = 3600.0;
 const LAYERS: [&str; 2] = ["kubernetes", "batch"];
 const ENDPOINTS: [(&str, &str); 2] = [("s3", "S3_ENDPOINT_URL"), ("azure", "AZURE_STORAGE_BLOB_SERVICE_ENDPOINT")];
 /// Passed on to containers as they are here. Nothing that may hold a secret.
-const PASSED_ON: [&str; 8] = [
+const PASSED_ON: [&str; 9] = [
     INIT_SCRIPT,
+    "METAFLOW_KUBERNETES_FETCH_EC2_METADATA",
     "METAFLOW_DEFAULT_SECRETS_BACKEND_TYPE",
     "METAFLOW_DEFAULT_AWS_CLIENT_PROVIDER",
     "METAFLOW_DEFAULT_GCP_CLIENT_PROVIDER",
@@ -44,13 +48,23 @@ pub fn package_sources(context: &Context) -> Result<PackageSources, Failure> {
         ));
     }
     Ok(PackageSources {
-        script: context.cwd.join(&hello.script),
+        script: script(context),
+        module: hello.module.clone(),
         suffixes: package_suffixes(context),
         language: Language::of(&hello.language),
         saved_flow: hello.saved_flow.as_ref().map(PathBuf::from),
         module_folder: PathBuf::from(&hello.module_folder),
         info: info(context),
     })
+}
+
+/// Python finds neighbours of a flow file that is a link where the link leads.
+fn script(context: &Context) -> PathBuf {
+    let typed = context.cwd.join(&context.hello.script);
+    match Language::of(&context.hello.language) {
+        Language::Python => typed.canonicalize().unwrap_or(typed),
+        Language::R => typed,
+    }
 }
 
 fn package_suffixes(context: &Context) -> Vec<String> {
@@ -88,6 +102,11 @@ pub fn settings(context: &Context, run: &RunId, store: &StoreLocation) -> Result
         lease: lease(context)?,
         environment: environment(context),
     })
+}
+
+/// Where clients in containers get their answers: the metadata of this machine.
+pub fn answers(context: &Context) -> Arc<dyn MetadataAnswers> {
+    Arc::new(Reader::new(&context.root))
 }
 
 /// By layer, where containers reach the store by an address that its location does not say.

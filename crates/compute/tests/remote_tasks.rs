@@ -11,10 +11,19 @@ use ferroflow_compute::remote::{Language, PackageSources, Remote, RemoteSettings
 use ferroflow_core::id::{AttemptId, RunId, StepName, TaskId};
 use ferroflow_core::log_segment::RunKeys;
 use ferroflow_core::port::{
-    EventSink, Later, LayerEvent, ObjectAccess, ObjectEntry, ObjectError, RemoteSign, RemoteTasks, Stream, TellSign,
-    Versioned,
+    EventSink, Later, LayerEvent, MetadataAnswers, ObjectAccess, ObjectEntry, ObjectError, RemoteSign, RemoteTasks,
+    Stream, TellSign, Versioned,
 };
 use ferroflow_core::task::{InputRef, StoreLocation, TaskDecorator, TaskLaunch, TaskSpec};
+
+/// Metadata that answers every question with it.
+struct Echo;
+
+impl MetadataAnswers for Echo {
+    fn answer(&self, question: &[u8]) -> Vec<u8> {
+        [b"answer to ", question].concat()
+    }
+}
 
 #[derive(Default)]
 struct Bucket {
@@ -97,6 +106,14 @@ impl ObjectAccess for Bucket {
             let text = String::from_utf8_lossy(&data).into_owned();
             self.put(key, data, false).await?;
             Ok(Some(text))
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> Later<'a, Result<(), ObjectError>> {
+        Box::pin(async move {
+            self.check()?;
+            self.objects.lock().expect("lock").remove(key);
+            Ok(())
         })
     }
 
@@ -189,6 +206,7 @@ impl Lab {
             endpoints: [("kubernetes".to_owned(), "http://inside:8333".to_owned())].into(),
             code: PackageSources {
                 script: self.path().join("flow/flow.py"),
+                module: None,
                 suffixes: Vec::new(),
                 language: Language::Python,
                 saved_flow: None,
@@ -201,7 +219,7 @@ impl Lab {
     }
 
     fn remote(&self) -> Remote {
-        Remote::new(self.settings(), self.bucket.clone(), self.events.clone())
+        Remote::new(self.settings(), self.bucket.clone(), Arc::new(Echo), self.events.clone())
     }
 
     fn keys(&self) -> RunKeys {
@@ -442,7 +460,7 @@ async fn a_store_that_is_away_is_told_once_and_does_not_hold_the_run_up() {
 async fn the_lease_is_renewed_while_the_engine_lives() {
     let lab = Lab::new();
     let settings = RemoteSettings { lease: Duration::from_secs(2), ..lab.settings() };
-    let remote = Remote::new(settings, lab.bucket.clone(), lab.events.clone());
+    let remote = Remote::new(settings, lab.bucket.clone(), Arc::new(Echo), lab.events.clone());
     remote.container(&launch(1, 1), "kubernetes").await.expect("container");
     let lease = || lab.bucket.objects.lock().expect("lock").get("F/runs/laptop/7/lease").cloned();
     let first = lease();
@@ -459,13 +477,13 @@ async fn the_lease_is_renewed_while_the_engine_lives() {
 async fn of_two_engines_that_renew_one_lease_the_first_loses() {
     let lab = Lab::new();
     let settings = RemoteSettings { lease: Duration::from_secs(2), ..lab.settings() };
-    let first = Remote::new(settings.clone(), lab.bucket.clone(), lab.events.clone());
+    let first = Remote::new(settings.clone(), lab.bucket.clone(), Arc::new(Echo), lab.events.clone());
     first.container(&launch(1, 1), "kubernetes").await.expect("container");
 
     // The second would renew every ten minutes, were it not for the containers of the first.
     let lazy = RemoteSettings { lease: Duration::from_secs(7200), ..settings };
     let other = Arc::new(Events::default());
-    let second = Remote::adopted(lazy, RunId::from("8"), lab.bucket.clone(), other.clone());
+    let second = Remote::adopted(lazy, RunId::from("8"), lab.bucket.clone(), Arc::new(Echo), other.clone());
     second.adopt(&StepName::from("train"), AttemptId { task: TaskId(1), attempt: 0 });
     wait_for("the first to learn of it", || !lab.events.taken_over.lock().expect("lock").is_empty()).await;
     assert_eq!(
@@ -483,4 +501,25 @@ async fn of_two_engines_that_renew_one_lease_the_first_loses() {
     let renewal = lease()["renewal"].as_u64();
     wait_for("a renewal", || lease()["renewal"].as_u64() > renewal).await;
     assert!(other.taken_over.lock().expect("lock").is_empty());
+}
+
+#[tokio::test]
+async fn a_client_in_a_container_is_answered_once_also_after_an_outage() {
+    let lab = Lab::new();
+    let remote = lab.remote();
+    let id = launch(1, 1).id;
+    remote.container(&launch(1, 1), "kubernetes").await.expect("container");
+    remote.follow(id);
+    let folder = lab.keys().log_prefix("work", id);
+    let answer = || lab.bucket.objects.lock().expect("lock").get(&format!("{folder}answer-a1")).cloned();
+    lab.bucket.refuses.store(true, Ordering::SeqCst);
+    lab.bucket.set(&format!("{folder}ask-a1"), b"tags");
+    let listed = lab.bucket.lists.load(Ordering::SeqCst);
+    wait_for("a listing that fails", || lab.bucket.lists.load(Ordering::SeqCst) > listed).await;
+    lab.bucket.refuses.store(false, Ordering::SeqCst);
+    wait_for("the answer", || answer().is_some()).await;
+    assert_eq!(answer().expect("answer"), b"answer to tags");
+    let question = format!("{folder}ask-a1");
+    wait_for("the question to go", || !lab.bucket.objects.lock().expect("lock").contains_key(&question)).await;
+    assert_eq!(lab.bucket.puts_of(&format!("{folder}answer")), 1);
 }

@@ -67,6 +67,14 @@ pub fn segment_of(entry: &ObjectEntry) -> Option<(AttemptId, u32)> {
     Some((id, number.parse().ok()?))
 }
 
+/// Where an object is that a task waits for, if the object is its question to the engine: a client
+/// in a container asks in `<its log>/ask-<name>` and reads `<its log>/answer-<name>`.
+pub fn answer_key(entry: &ObjectEntry) -> Option<String> {
+    let (folder, name) = entry.key.rsplit_once('/')?;
+    let name = name.strip_prefix("ask-").filter(|_| folder.ends_with(".log"))?;
+    Some(format!("{folder}/answer-{name}"))
+}
+
 /// Puts the lines of one attempt together from its segments, fed in order.
 #[derive(Debug, Default)]
 pub struct SegmentReader {

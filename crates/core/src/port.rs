@@ -201,6 +201,11 @@ pub trait ObjectAccess: Send + Sync {
         let _ = (flow, run, step, id);
         Box::pin(async { Ok(None) })
     }
+    /// Takes an object away; one that is not there is no fault.
+    fn delete<'a>(&'a self, key: &'a str) -> Later<'a, Result<(), ObjectError>> {
+        let _ = key;
+        Box::pin(async { Ok(()) })
+    }
     /// Everything below a prefix, in order of keys.
     fn list<'a>(&'a self, prefix: &'a str) -> Later<'a, Result<Vec<ObjectEntry>, ObjectError>>;
     /// An address from which anybody can read the object with plain HTTP GET for a while.
@@ -304,6 +309,13 @@ pub enum MetadataError {
     /// The store cannot be read or written (disk full, locked for too long, corrupt).
     #[error("{0}")]
     Unavailable(String),
+}
+
+/// Answers clients in containers, which reach the artifacts but not the metadata: these are on this
+/// machine. Blocks.
+pub trait MetadataAnswers: Send + Sync {
+    /// The answer to a question; both are JSON (`store::questions`), and so are faults.
+    fn answer(&self, question: &[u8]) -> Vec<u8>;
 }
 
 /// Runs and tasks, written by the run's engine and read by everyone. Calls block; the engine

@@ -28,6 +28,9 @@ pub struct Hello {
     pub executable: String,
     /// The flow file as the user typed it, for messages and hints.
     pub script: String,
+    /// The flow file as a module of a package, where it was run as one (`python -m package.flow`).
+    #[serde(default)]
+    pub module: Option<String>,
     /// Arguments after the flow file.
     pub arguments: Vec<String>,
     /// Process id of the front end (the fork server).
@@ -45,7 +48,10 @@ impl Hello {
     /// What the user types before a command of the flow, for hints: `python flow.py`.
     pub fn command(&self) -> String {
         let interpreter = if self.language == "R" { "Rscript" } else { "python" };
-        format!("{interpreter} {}", typed::quoted(&self.script))
+        match &self.module {
+            Some(module) => format!("{interpreter} -m {module}"),
+            None => format!("{interpreter} {}", typed::quoted(&self.script)),
+        }
     }
 
     /// Whether the flow was typed into an R session. A script that goes on after `run()` has its flow

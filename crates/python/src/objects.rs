@@ -34,6 +34,11 @@ impl Objects {
         let found = py.detach(|| self.objects.get(key)).map_err(raised)?;
         Ok(found.map(|bytes| PyBytes::new(py, &bytes)))
     }
+
+    /// Takes an object away; `OSError` when that fails.
+    fn delete(&self, py: Python<'_>, key: &str) -> PyResult<()> {
+        py.detach(|| self.objects.delete(key)).map_err(raised)
+    }
 }
 
 /// A kind of `OSError`; that of a store which is only out of reach is `OSError` itself.

@@ -12,6 +12,7 @@ pub mod objects;
 pub mod pack;
 mod pack_builder;
 mod parallel_hash;
+pub mod questions;
 pub mod read;
 pub mod remote;
 pub mod sqlite;

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use ferroflow_core::id::{AttemptId, RunId, StepName};
 use ferroflow_core::log_segment::RunKeys;
 use ferroflow_core::port::{
-    EventSink, Later, LayerEvent, NodeLine, ObjectAccess, ObjectError, RemoteContainer, RemoteTasks, TellSign,
+    EventSink, Later, LayerEvent, MetadataAnswers, NodeLine, ObjectAccess, ObjectError, RemoteContainer, RemoteTasks,
+    TellSign,
 };
 use ferroflow_core::task::{AttemptReport, ProcessExit, StoreLocation, TaskLaunch, TaskSpec, Usage};
 use ferroflow_core::wire::TerminationMessage;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
@@ -70,9 +72,14 @@ struct Uploaded {
 
 impl Remote {
     /// To be called within the tokio runtime; does nothing until the first container is asked for.
-    pub fn new(settings: RemoteSettings, objects: Arc<dyn ObjectAccess>, events: Arc<dyn EventSink>) -> Self {
+    pub fn new(
+        settings: RemoteSettings,
+        objects: Arc<dyn ObjectAccess>,
+        answers: Arc<dyn MetadataAnswers>,
+        events: Arc<dyn EventSink>,
+    ) -> Self {
         let keys = RunKeys::new(&settings.flow, &settings.run, &settings.store);
-        let follower = Follower::start(keys.clone(), objects.clone(), events.clone());
+        let follower = Follower::start(keys.clone(), objects.clone(), answers, events.clone());
         Self {
             settings,
             keys,
@@ -93,9 +100,10 @@ impl Remote {
         settings: RemoteSettings,
         adopter: RunId,
         objects: Arc<dyn ObjectAccess>,
+        answers: Arc<dyn MetadataAnswers>,
         events: Arc<dyn EventSink>,
     ) -> Self {
-        Self { adopter: Some(adopter), ..Self::new(settings, objects, events) }
+        Self { adopter: Some(adopter), ..Self::new(settings, objects, answers, events) }
     }
 
     /// Builds and uploads the code package ahead of the first container.
@@ -191,12 +199,18 @@ impl Remote {
         self.lease.get_or_init(|| self.start_lease()).await;
         let comes_back = self.remember(launch);
         let store = self.store_for(layer);
+        if !comes_back {
+            self.note_code(launch.id, code);
+        }
         let mut environment = self.settings.environment.clone();
         let mut set = |name: &str, value: String| environment.insert(name.to_owned(), value);
         set("FERROFLOW_CODE_URL", self.code_address(&code.key, layer, comes_back).await?);
         set("FERROFLOW_CODE_SHA256", code.sha256.clone());
         set("FERROFLOW_CODE_SIZE", code.size.to_string());
         set("FERROFLOW_FLOW_FILE", self.flow_file());
+        if let Some(module) = &self.settings.code.module {
+            set("FERROFLOW_FLOW_MODULE", module.clone());
+        }
         set("FERROFLOW_LAYER", layer.to_owned());
         set("FERROFLOW_LOG_PREFIX", self.keys.log_prefix(launch.spec.step.as_str(), launch.id));
         set("FERROFLOW_LEASE_KEY", self.keys.lease());
@@ -219,8 +233,17 @@ impl Remote {
         Ok(RemoteContainer { command, environment })
     }
 
+    /// For clients: the package that the attempt runs with.
+    fn note_code(&self, id: AttemptId, code: &Uploaded) {
+        let store = &self.settings.store;
+        let described = json!({
+            "ds_type": store.kind, "sha": code.hash, "location": address_of(store, code), "script": self.flow_file(),
+        });
+        self.events.metadata(id, "code-package".to_owned(), described.to_string());
+    }
+
     fn flow_file(&self) -> String {
-        self.settings.code.script.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.settings.code.flow_file().to_string_lossy().into_owned()
     }
 
     async fn start_lease(&self) -> lease::Renewal {
@@ -264,6 +287,10 @@ impl Remote {
     }
 }
 
+fn address_of(store: &StoreLocation, code: &Uploaded) -> String {
+    format!("{}/{}", store.root.trim_end_matches('/'), code.key)
+}
+
 /// Variables that the peer's containers have and user code may read (behaviour.md K-33).
 fn visible_to_users(
     launch: &TaskLaunch,
@@ -279,12 +306,11 @@ fn visible_to_users(
         "gs" => "METAFLOW_DATASTORE_SYSROOT_GS",
         _ => "METAFLOW_DATASTORE_SYSROOT",
     };
-    let code_address = format!("{}/{}", store.root.trim_end_matches('/'), code.key);
     let metadata = r#"{"version":0,"archive_format":"tgz","mfcontent_version":1}"#;
     let mut found = vec![
         ("METAFLOW_CODE_METADATA", metadata.to_owned()),
         ("METAFLOW_CODE_SHA", code.hash.clone()),
-        ("METAFLOW_CODE_URL", code_address),
+        ("METAFLOW_CODE_URL", address_of(store, code)),
         ("METAFLOW_CODE_DS", store.kind.clone()),
         ("METAFLOW_FLOW_FILENAME", flow_file.to_owned()),
         ("METAFLOW_USER", spec.user.clone()),

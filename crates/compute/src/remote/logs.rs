@@ -9,7 +9,8 @@ use std::time::Duration;
 use ferroflow_core::id::AttemptId;
 use ferroflow_core::log_segment::{RunKeys, SegmentReader, segment_of};
 use ferroflow_core::port::{
-    EventSink, LayerEvent, LogLine, ObjectAccess, ObjectEntry, ObjectError, RemoteSign, Stream, TellSign,
+    EventSink, LayerEvent, LogLine, MetadataAnswers, ObjectAccess, ObjectEntry, ObjectError, RemoteSign, Stream,
+    TellSign,
 };
 use ferroflow_core::task::Millis;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::ending::termination_message;
+use super::questions::Desk;
 
 /// Between two listings of a step.
 const EVERY: Duration = Duration::from_millis(500);
@@ -45,9 +47,15 @@ pub struct Follower {
 }
 
 impl Follower {
-    pub fn start(keys: RunKeys, objects: Arc<dyn ObjectAccess>, events: Arc<dyn EventSink>) -> Self {
+    pub fn start(
+        keys: RunKeys,
+        objects: Arc<dyn ObjectAccess>,
+        answers: Arc<dyn MetadataAnswers>,
+        events: Arc<dyn EventSink>,
+    ) -> Self {
         let (sender, receiver) = unbounded_channel();
-        let work = Work { keys, objects, events, steps: BTreeMap::new(), listed: 0, trouble: None };
+        let desk = Desk::new(objects.clone(), answers);
+        let work = Work { keys, objects, events, desk, steps: BTreeMap::new(), listed: 0, trouble: None };
         tokio::spawn(work.run(receiver));
         Self { sender }
     }
@@ -73,6 +81,7 @@ struct Work {
     keys: RunKeys,
     objects: Arc<dyn ObjectAccess>,
     events: Arc<dyn EventSink>,
+    desk: Desk,
     steps: BTreeMap<String, Attempts>,
     /// Objects in the last listings.
     listed: usize,
@@ -173,7 +182,7 @@ impl Work {
     fn pause(&self, started: Instant) -> Duration {
         let mut attempts = self.steps.values().flat_map(HashMap::values);
         let first = self.listed <= FEW_OBJECTS && attempts.any(|a| !a.complete && a.since.elapsed() < FIRST_SECONDS);
-        let least = if first { AT_FIRST } else { EVERY };
+        let least = if first || self.desk.is_busy() { AT_FIRST } else { EVERY };
         least.max(started.elapsed() * 2)
     }
 
@@ -192,6 +201,7 @@ impl Work {
             let left = match listed {
                 Ok(entries) => {
                     self.listed += entries.len();
+                    self.desk.look(&entries);
                     self.read_step(&step, attempts, &entries, &mut trouble).await
                 }
                 Err(error) => {

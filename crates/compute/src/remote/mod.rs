@@ -13,6 +13,7 @@ pub(crate) mod layer;
 mod lease;
 mod logs;
 pub mod package;
+mod questions;
 pub mod refusal;
 pub(crate) mod shared;
 mod spec;

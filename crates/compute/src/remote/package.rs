@@ -37,6 +37,9 @@ const MOST_FILES: usize = 50_000;
 pub struct PackageSources {
     /// The flow file; its folder is the root of the package.
     pub script: PathBuf,
+    /// The flow file as a module of a Python package (`package.flow`); then the root is the folder
+    /// that the outermost package is in.
+    pub module: Option<String>,
     /// Endings of file names beyond `SUFFIXES`.
     pub suffixes: Vec<String>,
     pub language: Language,
@@ -46,6 +49,23 @@ pub struct PackageSources {
     pub saved_flow: Option<PathBuf>,
     /// For `INFO`.
     pub info: Map<String, Value>,
+}
+
+impl PackageSources {
+    /// The root of the package.
+    fn folder(&self) -> &Path {
+        let packages = self.module.as_ref().map_or(0, |name| name.matches('.').count());
+        match self.script.ancestors().nth(1 + packages) {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        }
+    }
+
+    /// Where the flow file is in the package.
+    pub fn flow_file(&self) -> &Path {
+        let name = self.script.file_name().map_or_else(|| Path::new(""), Path::new);
+        self.script.strip_prefix(self.folder()).unwrap_or(name)
+    }
 }
 
 /// One file of a package.
@@ -145,7 +165,7 @@ fn size_warning(packed: &[(PathBuf, u64)], total: u64, sources: &PackageSources)
         total >> 20,
         largest.display(),
         size >> 20,
-        folder_of(&sources.script).display()
+        sources.folder().display()
     )
 }
 
@@ -161,23 +181,18 @@ pub fn list(sources: &PackageSources, warnings: &mut Vec<String>) -> Result<Vec<
     Ok(files)
 }
 
-fn folder_of(script: &Path) -> &Path {
-    match script.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
 fn user_files(
     sources: &PackageSources,
     files: &mut Vec<PackageFile>,
     warnings: &mut Vec<String>,
 ) -> Result<(), PackageFault> {
-    let folder = folder_of(&sources.script);
-    let script = sources.script.file_name().ok_or_else(|| PackageFault::Script(sources.script.clone()))?;
+    let folder = sources.folder();
+    if sources.script.file_name().is_none() {
+        return Err(PackageFault::Script(sources.script.clone()));
+    }
     let flow = match &sources.saved_flow {
         Some(saved) => (Path::new(MODULE_FOLDER).join(SAVED_FLOW), saved),
-        None => (PathBuf::from(script), &sources.script),
+        None => (sources.flow_file().to_owned(), &sources.script),
     };
     files.push(PackageFile { name: flow.0, source: Source::File(flow.1.clone()) });
     let walk = WalkDir::new(folder).follow_links(true).sort_by_file_name();
@@ -314,6 +329,7 @@ mod tests {
 
         fn sources(&self) -> PackageSources {
             PackageSources {
+                module: None,
                 script: self.path("flows/flow.py"),
                 suffixes: vec![".csv".to_owned()],
                 language: Language::Python,
@@ -345,6 +361,21 @@ mod tests {
         project.write("flows/env/pyvenv.cfg", "");
         project.write("flows/env/lib/huge.py", "x");
         assert_eq!(project.names(), with(&["a/b/deep.py", "fast.cpp", "flow.py", "model.R", "table.csv"]));
+    }
+
+    #[test]
+    fn a_flow_that_is_a_module_takes_its_package_along() {
+        let project = Project::new();
+        for name in ["pkg/__init__.py", "pkg/sub/flow.py", "pkg/sub/__init__.py", "pkg/util.py", "other/x.py"] {
+            project.write(&format!("app/{name}"), "x");
+        }
+        let script = project.path("app/pkg/sub/flow.py");
+        let sources = PackageSources { script, module: Some("pkg.sub.flow".to_owned()), ..project.sources() };
+        assert_eq!(sources.flow_file(), Path::new("pkg/sub/flow.py"));
+        let package = Package::build(&sources).expect("package");
+        let names: Vec<String> = package.files.iter().map(|name| name.display().to_string()).collect();
+        let theirs = ["other/x.py", "pkg/__init__.py", "pkg/sub/__init__.py", "pkg/sub/flow.py", "pkg/util.py"];
+        assert_eq!(names, with(&theirs));
     }
 
     #[test]

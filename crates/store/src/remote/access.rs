@@ -7,7 +7,7 @@ use ferroflow_core::id::{AttemptId, RunId};
 use ferroflow_core::port::{Later, LogPlace, ObjectAccess, ObjectEntry, ObjectError, Versioned};
 use ferroflow_core::task::{StoreLocation, TaskOutcome};
 use futures::TryStreamExt;
-use object_store::{GetOptions, GetRange, PutMode, PutOptions, PutPayload};
+use object_store::{GetOptions, GetRange, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 
 use super::connect::{Patience, connect};
 use super::requests::region_of;
@@ -57,6 +57,14 @@ impl RemoteObjects {
         match client.store.put_opts(&self.remote.path(key), PutPayload::from(data), options).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(self.remote.tell(Doing::Write, key, &error)),
+        }
+    }
+
+    async fn remove(&self, key: &str) -> Result<(), ObjectError> {
+        let client = self.client()?;
+        match client.store.delete(&self.remote.path(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.remote.tell(Doing::Write, key, &error)),
         }
     }
@@ -148,6 +156,10 @@ impl ObjectAccess for RemoteObjects {
     ) -> Later<'a, Result<Option<TaskOutcome>, ObjectError>> {
         let place = PackPlace { flow: flow.into(), run: run.clone(), step: step.into(), id };
         Box::pin(async move { self.read_outcome(&place).await })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> Later<'a, Result<(), ObjectError>> {
+        Box::pin(self.remove(key))
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> Later<'a, Result<Vec<ObjectEntry>, ObjectError>> {

@@ -41,6 +41,11 @@ impl BlockingObjects {
         self.wait(self.objects.get_from(key, 0))
     }
 
+    /// One that is not there is no fault.
+    pub fn delete(&self, key: &str) -> Result<(), ObjectError> {
+        self.wait(self.objects.delete(key))
+    }
+
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.lock().unwrap_or_else(PoisonError::into_inner).block_on(work)
     }
