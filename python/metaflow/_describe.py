@@ -112,12 +112,24 @@ def _decorator(use: DecoratorUse) -> dict[str, Any]:
         "name": use.name,
         "attributes": {
             name: _plain(value, f"attribute `{name}` of @{use.name}", use)
-            for name, value in use.attributes.items()
+            for name, value in _as_text(use).items()
         },
         "file": os.path.abspath(use.file),
         "line": use.line,
         "in_source": True,
     }
+
+
+def _as_text(use: DecoratorUse) -> dict[str, Any]:
+    """Variables of processes are text, as Python writes it, wherever the task runs."""
+    variables = use.attributes.get("vars")
+    if use.name != "environment" or not isinstance(variables, dict):
+        return use.attributes
+    plain = (bool, int, float, list, tuple, dict, type(None))
+    texts = {
+        name: str(value) if isinstance(value, plain) else value for name, value in variables.items()
+    }
+    return {**use.attributes, "vars": texts}
 
 
 def _plain(value: Any, what: str, use: DecoratorUse) -> Any:

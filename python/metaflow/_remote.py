@@ -50,6 +50,8 @@ _NEVER = float("inf")
 def main(spec_text: str) -> NoReturn:
     """Called by the bootstrap; ends the process with the task's exit code."""
     settings = Settings(_decode(spec_text), os.environ)
+    # Keys of the store, a proxy: what `@environment` gives a step is the container's.
+    os.environ.update(settings.given)
     try:
         code = Supervisor(settings).run()
     except Exception as error:  # noqa: BLE001 - a mistake of ours must not look like the task's
@@ -85,6 +87,7 @@ class Settings:
     __slots__ = (
         "environment",
         "flow_arguments",
+        "given",
         "layer",
         "lease_key",
         "lease_seconds",
@@ -104,7 +107,8 @@ class Settings:
         self.lease_seconds = float(variables["FERROFLOW_LEASE_SECONDS"])
         self.time_limit = float(variables.get("FERROFLOW_TIME_LIMIT", _NEVER))
         self.termination_log = variables.get("FERROFLOW_TERMINATION_LOG", "/dev/termination-log")
-        self.environment = _environment_of_task(spec, variables)
+        self.given = _given(spec)
+        self.environment = _environment_of_task(self.given, variables)
 
     def ends_of_other_ranks(self) -> list[str]:
         """Keys of what the other ranks say at their end; none unless they end with this one."""
@@ -117,8 +121,18 @@ class Settings:
         return [f"{folder}/{first + n}{behind_task}/end" for n in range(1, gang["nodes"])]
 
 
+def _given(spec: dict[str, Any]) -> dict[str, str]:
+    """Variables of the step's `@environment`."""
+    given = {}
+    for decorator in spec["decorators"]:
+        if decorator["name"] == "environment":
+            for name, value in (decorator["attributes"].get("vars") or {}).items():
+                given[name] = str(value)
+    return given
+
+
 def _environment_of_task(
-    spec: dict[str, Any], variables: MutableMapping[str, str]
+    given: dict[str, str], variables: MutableMapping[str, str]
 ) -> dict[str, str]:
     environment = {name: text for name, text in variables.items() if not name.startswith(_OURS)}
     folder = os.getcwd()
@@ -126,10 +140,7 @@ def _environment_of_task(
     more = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = f"{module}{os.pathsep}{more}" if more else module
     environment["PWD"] = folder
-    for decorator in spec["decorators"]:
-        if decorator["name"] == "environment":
-            for name, value in (decorator["attributes"].get("vars") or {}).items():
-                environment[name] = value if isinstance(value, str) else json.dumps(value)
+    environment.update(given)
     return environment
 
 
@@ -236,8 +247,9 @@ class Supervisor:
     def _wait(self) -> None:
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        for descriptor in self._streams:
-            poll.register(descriptor, select.POLLIN)
+        if not self._log.is_full:
+            for descriptor in self._streams:
+                poll.register(descriptor, select.POLLIN)
         if self._control is not None:
             poll.register(self._control.fileno(), select.POLLIN)
         for descriptor, _ in poll.poll(self._patience()):

@@ -1,5 +1,5 @@
 """What a remote task prints, on its way to the artifact store; and the run's lease. One thread does
-all that waits for the store, so that the task never waits for the store to print.
+all that waits for the store, so that the task never waits for a store that does not answer.
 
 The format is `core::log_segment`'s.
 """
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A segment is written anew, longer, with each flush until it has this size.
 SEGMENT_SIZE = 128 << 10
+# Of a task that prints faster than that.
+_LARGEST_SEGMENT = 1 << 20
 # At most one write of a segment in so many seconds; after MANY_WRITES of them, in twice as many.
 # So a task costs at most 400 writes and then 2,400 an hour, however much it prints.
 _BETWEEN_WRITES = 0.75
@@ -26,6 +28,8 @@ MANY_WRITES = 400
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
 # Kept while the store cannot be reached; what is beyond is in the container's own log only.
 _MOST_PENDING = 8 << 20
+# A task that prints faster than a working store takes it waits from here on.
+_MANY_PENDING = 4 << 20
 _LAST_FLUSH_SECONDS = 30.0
 
 
@@ -102,6 +106,11 @@ class Shipper:
             if was_empty:
                 self._changed.notify()
 
+    @property
+    def is_full(self) -> bool:
+        """Nothing more should be added before the supervisor is woken."""
+        return len(self._pending) > _MANY_PENDING and not self._failures
+
     def finish(self, message: dict[str, Any]) -> str | None:
         """Writes what is left, and behind it how the task ended; a sentence when not all of it
         could be written."""
@@ -167,6 +176,8 @@ class Shipper:
         if not self._pending or (not self._closing and time.monotonic() < self._next_write):
             return b""
         room = max(1, SEGMENT_SIZE - len(self._segment))
+        if not self._segment:
+            room = max(room, min(len(self._pending), _LARGEST_SEGMENT))
         return bytes(self._pending[:room])
 
     def _write(self, taken: bytes) -> bool:
@@ -180,6 +191,7 @@ class Shipper:
             self._refused = isinstance(error, (PermissionError, FileNotFoundError))
             wait = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
             self._failures += 1
+            self._wake_supervisor()
             self._next_write = time.monotonic() + wait
             return False
         self._failures, self._refused = 0, False
@@ -189,7 +201,10 @@ class Shipper:
             self._segment.clear()
             self._number += 1
         with self._changed:
+            was_full = len(self._pending) > _MANY_PENDING
             del self._pending[: len(taken)]
+        if was_full:
+            self._wake_supervisor()
         behind = len(self._pending) >= SEGMENT_SIZE
         between = _BETWEEN_WRITES if self._writes < MANY_WRITES else 2 * _BETWEEN_WRITES
         self._next_write = time.monotonic() + (0.0 if behind else between)

@@ -368,7 +368,7 @@ def test_plain_attributes(load_flow):
     described = describe(load_flow(source))
     assert described["decorators"][0]["attributes"] == {"on_success": ["hook"]}
     assert described["steps"][0]["decorators"][0]["attributes"] == {
-        "vars": {"a": 2, "b": "x", "3": [1, None]}
+        "vars": {"a": 2, "b": "x", "3": "(1, None)"}
     }
 
 

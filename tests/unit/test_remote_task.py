@@ -232,20 +232,22 @@ def wait_for(condition: Any, seconds: float = 30) -> None:
 
 
 def test_a_task_runs_as_it_would_on_the_users_machine(container: Container) -> None:
+    given = {"COLOUR": "red", "YES": True, "NO": None}
     container.prepare(
         "print('hello from', current.pathspec, os.getcwd())\n"
         "print('to err', file=sys.stderr)\n"
         "print(sorted(n for n in os.environ if n.startswith('FERROFLOW')))\n"
         "print(os.environ['METAFLOW_RUNTIME_ENVIRONMENT'], os.environ['COLOUR'], sys.argv)\n"
+        "print(os.environ['YES'], os.environ['NO'])\n"
         "self.x = self.alpha + 1",
-        decorators=[{"name": "environment", "attributes": {"vars": {"COLOUR": "red"}}}],
+        decorators=[{"name": "environment", "attributes": {"vars": given}}],
     )
     code, stdout, stderr = container.run()
     assert (code, stderr) == (0, "to err\n")
     lines = stdout.splitlines()
     assert lines[0] == f"hello from F/1/start/7 {container.cwd}/metaflow"
     assert "CODE" not in lines[1] and "TASK" not in lines[1]
-    assert lines[2] == "kubernetes red ['flow.py']"
+    assert lines[2:4] == ["kubernetes red ['flow.py']", "True None"]
     message = container.message()
     assert message["exit"] == {"code": 0} and message["cause"] is None
     assert message["outcome"]["ok"] and message["outcome"]["transition"]["targets"] == ["end"]
@@ -541,3 +543,21 @@ def test_a_spot_instance_that_goes_takes_its_task_along(
         "to stop (SIGTERM)",
     }
     assert ["spot-termination-time", "2026-11-22T08:00:00Z"] in message["metadata"]
+
+
+def test_a_task_that_floods_waits_for_the_store_and_loses_nothing(container: Container) -> None:
+    container.prepare(
+        "line = 'x' * 99\n"
+        "for n in range(3_000): sys.stdout.write(f'{line}\\n' * 100)\n"
+        "print('over')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", BOOTSTRAP],
+        cwd=container.cwd,
+        env=container.variables,
+        stdout=subprocess.DEVNULL,
+    )
+    assert process.wait(120) == 0
+    assert "log_is_short" not in container.message()
+    text = container.text("o")
+    assert len(text) == 30_000_000 + 5 and text.endswith("x\nover\n")
