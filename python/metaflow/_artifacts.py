@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 import metaflow._native as _native
+from metaflow._store_environment import AsAtStart
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ class InputPack:
     def native(self) -> _native.Pack:
         """The pack, read and verified on first use."""
         if self._native is None:
-            self._native = _native.Pack.open(
-                self.root, self.flow, self.run, self.step, self.task, self.attempt
-            )
+            with AsAtStart():
+                self._native = _native.Pack.open(
+                    self.root, self.flow, self.run, self.step, self.task, self.attempt
+                )
         return self._native
 
     def names(self) -> list[str]:
@@ -73,7 +75,8 @@ class InputPack:
 
     def get(self, name: str) -> Any:
         """Decodes an artifact; `KeyError` when there is none of that name."""
-        encoding, value, buffers, mapping = self.native.load(name)
+        with AsAtStart():
+            encoding, value, buffers, mapping = self.native.load(name)
         if encoding != "pickle-5":
             return value
         if mapping is None:
@@ -143,6 +146,11 @@ def open_inputs(root: str, flow: str, input_ref: dict[str, Any]) -> list[InputPa
 
 def load_many(packs: Sequence[InputPack], name: str, default: Any = ...) -> list[Any]:
     """One artifact of many attempts. A pack without it: `default`, or `KeyError` without one."""
+    with AsAtStart():
+        return _load_many(packs, name, default)
+
+
+def _load_many(packs: Sequence[InputPack], name: str, default: Any) -> list[Any]:
     values: list[Any] = []
     kept = 0
     for start in range(0, len(packs), _PACKS_AT_ONCE):
@@ -170,14 +178,17 @@ def _open_together(packs: Sequence[InputPack]) -> list[InputPack]:
         groups.setdefault((pack.root, pack.flow), []).append(pack)
     for (root, flow), group in groups.items():
         places = [(pack.run, pack.step, pack.task, pack.attempt) for pack in group]
-        for pack, native in zip(group, _native.load_packs(root, flow, places), strict=True):
+        with AsAtStart():
+            natives = _native.load_packs(root, flow, places)
+        for pack, native in zip(group, natives, strict=True):
             pack._native = native
     return closed
 
 
 def foreach_item(pack: InputPack, variable: str, index: int) -> Any:
     """Item `index` of a foreach over `variable`; of a large list only that item is read."""
-    found = pack.native.item(variable, index)
+    with AsAtStart():
+        found = pack.native.item(variable, index)
     if found is not None:
         encoding, value = found
         return pack._unpickle(variable, value, []) if encoding == "pickle-5" else value

@@ -10,6 +10,7 @@ import os
 import sys
 from types import FunctionType, MethodType
 
+from metaflow import _store_environment
 from metaflow._artifacts import OutputPack
 from metaflow._current import current, point_client_at_run
 from metaflow._decorators import is_end_step, steps_of
@@ -18,6 +19,7 @@ from metaflow._flow import describe_place, let_artifacts_win
 from metaflow._inputs import Inputs
 from metaflow._parameters import Parameter, make_read_only, parameters_of
 from metaflow._state import OWN_OF_TASK, TakenTransition, TaskState
+from metaflow._store_environment import AsAtStart
 from metaflow._time_limit import TimeLimit
 from metaflow.exception import (
     DataException,
@@ -103,6 +105,8 @@ class _Task:
         state = TaskState(spec, prepare(self._flow_class))
         current._enter_task(self._flow_class, spec, _parameter_names(self._flow_class))
         _set_environment(spec)
+        if spec["store"]["kind"] != "local":
+            _store_environment.remember()
         if "metaflow._client_settings" in sys.modules:
             # The flow imported the client; otherwise its first use does this.
             point_client_at_run()
@@ -289,9 +293,10 @@ class _Task:
         spec = self._spec
         place = (state.root, spec["flow"], spec["run"], spec["step"], spec["task"], spec["attempt"])
         try:
-            pack = OutputPack(*place)
-            self._write_artifacts(pack, flow, state)
-            self._seal(pack, state)
+            with AsAtStart():
+                pack = OutputPack(*place)
+                self._write_artifacts(pack, flow, state)
+                self._seal(pack, state)
         except Exception as error:  # noqa: BLE001 - whatever it is, the engine has to hear of it
             _reserve.clear()
             # The disk is full, say: the outcome travels on the control channel alone.

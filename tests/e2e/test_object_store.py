@@ -358,3 +358,37 @@ def test_s3_of_a_run(folder: Path, s3: dict[str, str]) -> None:
     assert "got hello" in result.stdout
     url = client(folder, "print(Run('OwnFlow/1').data.url)", env=s3)
     assert url == [f"{s3['METAFLOW_DATASTORE_SYSROOT_S3']}/data/OwnFlow/1/x"]
+
+
+ELSEWHERE = """
+import os
+from metaflow import FlowSpec, step
+
+class ElsewhereFlow(FlowSpec):
+    @step
+    def start(self):
+        self.large = os.urandom(300_000)
+        self.next(self.turn)
+
+    @step
+    def turn(self):
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            del os.environ[name]
+        os.environ["AWS_ENDPOINT_URL_S3"] = "http://127.0.0.1:9"
+        os.environ["HOME"] = "/nowhere"
+        self.more = self.large[:200_000] + b"more"
+        print("endpoint", os.environ["AWS_ENDPOINT_URL_S3"], "AWS_ACCESS_KEY_ID" in os.environ)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("kept", len(self.more))
+"""
+
+
+def test_a_step_that_turns_to_another_account_keeps_its_own_store(
+    folder: Path, s3: dict[str, str]
+) -> None:
+    result = run_flow(folder, ELSEWHERE, "run", env=s3).ok()
+    assert "endpoint http://127.0.0.1:9 False" in result.stdout
+    assert "kept 200004" in result.stdout
