@@ -600,7 +600,7 @@ def test_a_root_without_runs_reads_as_empty(tmp_path: Path) -> None:
     assert metadata.runs("F") == []
     assert metadata.run("F", "1") is None
     assert metadata.tasks("F", "1") == metadata.tasks("F", "1", "s") == []
-    assert metadata.task("F", "1", 1) is None
+    assert metadata.attempts("F", "1", 1) == []
     assert metadata.metadata("F", "1", 1) == metadata.logs("F", "1", "s", 1, 0) == []
     assert list(tmp_path.iterdir()) == []
 
