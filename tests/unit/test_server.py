@@ -45,6 +45,7 @@ def test_hello(tmp_path: Path) -> None:
         "executable": sys.executable,
         "module_folder": hello["module_folder"],
         "script": "flow.py",
+        "module": None,
         "arguments": ["--quiet", "run", "--alpha", "-1"],
         "pid": hello["pid"],
         "flow": {"name": "Flow", "file": "flow.py", "steps": []},
