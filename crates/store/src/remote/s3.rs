@@ -30,6 +30,11 @@ const AT_ONCE: usize = 64;
 /// Larger objects travel in parts of this size.
 const PART: u64 = 16 << 20;
 const PARTS_AT_ONCE: usize = 6;
+/// The first request asks for so much: of few objects little, so that parts come side by side; of many
+/// more, since these come side by side already, and each part costs the store something.
+const FIRST_OF_FEW: u64 = 2 * PART;
+const FIRST_OF_MANY: u64 = 8 * PART;
+const MANY: usize = 8;
 /// A transfer that was cut off is begun anew this often.
 const TRIES: u32 = 6;
 
@@ -118,11 +123,12 @@ impl S3 {
 
     /// Downloads all at once; the results are in the order asked for.
     pub fn get(&self, downloads: &[Download]) -> Result<Vec<Result<Info, Problem>>, StoreError> {
+        let at_first = if downloads.len() < MANY { FIRST_OF_FEW } else { FIRST_OF_MANY };
         self.all(
             downloads,
             |download| (&download.from.bucket, None),
             async |remote, client, download| {
-                let outcome = download_one(remote, client, download).await;
+                let outcome = download_one(remote, client, download, at_first).await;
                 if outcome.is_err() {
                     // What came so far would only take room; nothing may have come.
                     let _ = std::fs::remove_file(&download.to);
@@ -263,11 +269,11 @@ fn info_of(result: &GetResult) -> Info {
     info
 }
 
-async fn download_one(remote: &Remote, client: &Client, download: &Download) -> Result<Info, Problem> {
+async fn download_one(remote: &Remote, client: &Client, download: &Download, at_first: u64) -> Result<Info, Problem> {
     let key = &download.from.key;
     let path = path_of(key)?;
     let tell = |error: object_store::Error| problem(remote, Doing::Read, key, &error);
-    let (asked, last) = first_range(download.part);
+    let (asked, last) = first_range(download.part, at_first);
     let first = match client.store.get_opts(&path, GetOptions { range: asked, ..GetOptions::default() }).await {
         // There is no range within an object of no bytes.
         Err(error) if download.part.is_none() && is_outside(&error) => client.store.get(&path).await,
@@ -308,14 +314,14 @@ async fn download_one(remote: &Remote, client: &Client, download: &Download) -> 
 
 /// What the first request asks for, and the end of everything that is wanted; `None` in its place
 /// where the first request brings all.
-fn first_range(part: Option<(u64, Option<i64>)>) -> (Option<GetRange>, Option<u64>) {
+fn first_range(part: Option<(u64, Option<i64>)>, at_first: u64) -> (Option<GetRange>, Option<u64>) {
     let (offset, end) = match part {
         Some((_, Some(last))) if last < 0 => return (Some(GetRange::Suffix(last.unsigned_abs())), None),
         Some((offset, Some(length))) => (offset, offset.saturating_add(length.unsigned_abs())),
         Some((offset, None)) => (offset, u64::MAX),
         None => (0, u64::MAX),
     };
-    (Some(GetRange::Bounded(offset..end.min(offset.saturating_add(2 * PART)))), Some(end))
+    (Some(GetRange::Bounded(offset..end.min(offset.saturating_add(at_first)))), Some(end))
 }
 
 async fn upload_one(remote: &Remote, client: &Client, upload: &Upload, overwrite: bool) -> Result<bool, Problem> {
