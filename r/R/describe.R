@@ -187,15 +187,22 @@ join_problems <- function(flow) {
 }
 
 # The steps by which a step is reached from itself; NULL if it is not.
-circle_of <- function(flow, name, path = name) {
-  for (target in targets_of(flow$steps[[path[length(path)]]])) {
-    if (target == name) {
-      return(c(path, name))
-    }
-    if (target %in% path || !target %in% names(flow$steps)) next
-    found <- circle_of(flow, name, c(path, target))
-    if (!is.null(found)) {
-      return(found)
+circle_of <- function(flow, name) {
+  came_from <- list()
+  left <- name
+  while (length(left) > 0) {
+    step <- left[1]
+    left <- left[-1]
+    for (target in targets_of(flow$steps[[step]])) {
+      if (target == name) {
+        path <- step
+        while (path[1] != name) path <- c(came_from[[path[1]]], path)
+        return(c(path, name))
+      }
+      if (!target %in% names(came_from) && target %in% names(flow$steps)) {
+        came_from[[target]] <- step
+        left <- c(left, target)
+      }
     }
   }
 }

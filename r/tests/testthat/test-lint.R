@@ -113,3 +113,18 @@ test_that("parameters that cannot be are told where they are made", {
   refused(metaflow("Called") %>% parameter("a-b") %>% parameter("a_b"), "parameter `a_b` is there twice")
   refused(metaflow("Called") %>% parameter("at", default = Sys.time()), "the default of parameter `at` is a POSIXct")
 })
+
+test_that("many branches in a row are checked in no time", {
+  steps <- unlist(lapply(1:30, function(number) {
+    name <- if (number == 1) "start" else paste0("join", number - 1)
+    after <- if (number == 30) "end" else paste0("join", number)
+    sides <- paste0(c("left", "right"), number)
+    join <- if (number > 1) ", join = TRUE" else ""
+    c(
+      sprintf('  step(step = "%s"%s, next_step = c("%s", "%s")) %%>%%', name, join, sides[1], sides[2]),
+      sprintf('  step(step = "%s", next_step = "%s") %%>%%', sides, after)
+    )
+  }))
+  result <- run_flow(c('metaflow("Long") %>%', steps, '  step(step = "end", join = TRUE) %>%', "  run()"), "show")
+  expect_equal(result$status, 0)
+})
