@@ -117,7 +117,7 @@ test_that("parameters that cannot be are told where they are made", {
 test_that("many branches in a row are checked in no time", {
   steps <- unlist(lapply(1:30, function(number) {
     name <- if (number == 1) "start" else paste0("join", number - 1)
-    after <- if (number == 30) "end" else paste0("join", number)
+    after <- paste0("join", number)
     sides <- paste0(c("left", "right"), number)
     join <- if (number > 1) ", join = TRUE" else ""
     c(
@@ -125,6 +125,7 @@ test_that("many branches in a row are checked in no time", {
       sprintf('  step(step = "%s", next_step = "%s") %%>%%', sides, after)
     )
   }))
-  result <- run_flow(c('metaflow("Long") %>%', steps, '  step(step = "end", join = TRUE) %>%', "  run()"), "show")
+  ends <- c('  step(step = "join30", join = TRUE, next_step = "end") %>%', '  step(step = "end") %>%', "  run()")
+  result <- run_flow(c('metaflow("Long") %>%', steps, ends), "show")
   expect_equal(result$status, 0)
 })
