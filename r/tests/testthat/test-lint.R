@@ -115,17 +115,17 @@ test_that("parameters that cannot be are told where they are made", {
 })
 
 test_that("many branches in a row are checked in no time", {
-  steps <- unlist(lapply(1:30, function(number) {
-    name <- if (number == 1) "start" else paste0("join", number - 1)
-    after <- paste0("join", number)
+  one <- function(number) {
+    split <- if (number == 1) "start" else paste0("split", number)
+    after <- if (number == 30) "end" else paste0("split", number + 1)
     sides <- paste0(c("left", "right"), number)
-    join <- if (number > 1) ", join = TRUE" else ""
     c(
-      sprintf('  step(step = "%s"%s, next_step = c("%s", "%s")) %%>%%', name, join, sides[1], sides[2]),
-      sprintf('  step(step = "%s", next_step = "%s") %%>%%', sides, after)
+      sprintf('  step(step = "%s", next_step = c("%s", "%s")) %%>%%', split, sides[1], sides[2]),
+      sprintf('  step(step = "%s", next_step = "join%d") %%>%%', sides, number),
+      sprintf('  step(step = "join%d", join = TRUE, next_step = "%s") %%>%%', number, after)
     )
-  }))
-  ends <- c('  step(step = "join30", join = TRUE, next_step = "end") %>%', '  step(step = "end") %>%', "  run()")
-  result <- run_flow(c('metaflow("Long") %>%', steps, ends), "show")
+  }
+  steps <- c('metaflow("Long") %>%', unlist(lapply(1:30, one)), '  step(step = "end") %>%', "  run()")
+  result <- run_flow(steps, "show")
   expect_equal(result$status, 0)
 })
