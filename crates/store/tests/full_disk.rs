@@ -2,6 +2,7 @@
 //! once there is room. Needs the right to mount a small file system; says so where it has none.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -32,15 +33,12 @@ impl SmallDisk {
         self.0.path()
     }
 
+    /// One file that stays: what is removed may take its room a little longer, while a process that
+    /// another test starts has it open, too.
     fn fill(&self) {
-        let mut size = 1 << 20;
-        for number in 0..1000 {
-            let name = self.path().join(format!("filler{number}"));
-            if fs::write(&name, vec![1; size]).is_err() {
-                fs::remove_file(&name).expect("remove");
-                size /= 2;
-            }
-            if size < 4096 {
+        let mut filler = fs::File::create(self.path().join("filler")).expect("create");
+        for _ in 0..1000 {
+            if filler.write_all(&[1; 4096]).is_err() {
                 return;
             }
         }
@@ -63,7 +61,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A file system may count what was freed a little later; what could not be written leaves nothing.
+/// The room of a removed file comes back a little later, as said above.
 fn with_room<E: std::fmt::Debug>(what: &str, mut work: impl FnMut() -> Result<(), E>) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while let Err(error) = work() {
