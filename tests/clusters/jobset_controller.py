@@ -49,7 +49,7 @@ class JobSetController:
     def __enter__(self) -> JobSetController:
         try:
             self._api.apply_new(DEFINITIONS, DEFINITION)
-            _wait(lambda: _answers(self._api, f"/apis/{API}/jobsets"), "JobSets are not served")
+            _wait(lambda: self._api.has(f"/apis/{API}/jobsets"), "JobSets are not served")
         except BaseException:
             self.close()
             raise
@@ -63,7 +63,7 @@ class JobSetController:
         try:
             path = f"{DEFINITIONS}/{DEFINITION['metadata']['name']}"
             _unless(404, lambda: self._api.delete(path))
-            _wait(lambda: not _answers(self._api, f"/apis/{API}"), "JobSets are still served")
+            _wait(lambda: not self._api.has(f"/apis/{API}"), "JobSets are still served")
         finally:
             self._stop.set()
             if self._thread.is_alive():
@@ -205,16 +205,6 @@ def job_of(jobset: Json, replicated: Json, index: int) -> Json:
 def _mark(metadata: Json, marks: dict[str, str]) -> None:
     for kind in ("labels", "annotations"):
         metadata[kind] = {**metadata.get(kind, {}), **marks}
-
-
-def _answers(api: KubernetesApi, path: str) -> bool:
-    try:
-        api.get(path)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
 
 
 def _unless(status: int, call: object) -> None:

@@ -55,6 +55,15 @@ class KubernetesApi:
     def get(self, path: str, **query: str) -> Json:
         return self._call("GET", path, query=query)
 
+    def has(self, path: str) -> bool:
+        try:
+            self.get(path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
     def post(self, path: str, body: Json) -> Json:
         return self._call("POST", path, body=body)
 

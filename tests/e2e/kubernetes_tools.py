@@ -144,9 +144,7 @@ def own_namespace(api: KubernetesApi) -> Iterator[Namespace]:
     try:
         make_secret(part("kubernetes")["KUBECONFIG"], name, part("s3"))
         # Without its service account no pod may be made.
-        wait_until(
-            lambda: _is_there(api, f"/api/v1/namespaces/{name}/serviceaccounts/default"), name
-        )
+        wait_until(lambda: api.has(f"/api/v1/namespaces/{name}/serviceaccounts/default"), name)
         yield Namespace(api, name)
     finally:
         for pod in Namespace(api, name).pods():
@@ -221,16 +219,6 @@ def priority_class(api: KubernetesApi, namespace: Namespace) -> Iterator[str]:
         yield namespace.name
     finally:
         api.delete(f"{path}/{namespace.name}")
-
-
-def _is_there(api: KubernetesApi, path: str) -> bool:
-    try:
-        api.get(path)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
 
 
 def _delete(api: KubernetesApi, path: str) -> None:

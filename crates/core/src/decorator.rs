@@ -304,5 +304,10 @@ fn as_text(value: &Value) -> String {
     }
 }
 
+/// Whether a decorator of this name makes its step's tasks a gang.
+pub fn makes_gang(name: &str) -> bool {
+    matches!(name, "parallel" | "pytorch_parallel")
+}
+
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ mod structure;
 
 use std::collections::{HashMap, HashSet};
 
+use crate::decorator::makes_gang;
 use crate::diagnostic::Diagnostic;
 use crate::ir::{Flow, Step, Transition};
 use crate::suggestion::did_you_mean;
@@ -305,7 +306,7 @@ fn parallel_steps(view: &View, found: &mut Vec<Diagnostic>) {
         .flow
         .steps
         .iter()
-        .filter(|s| s.decorators.iter().any(|d| matches!(d.name.as_str(), "parallel" | "pytorch_parallel")))
+        .filter(|s| s.decorators.iter().any(|d| makes_gang(&d.name)))
         .map(|s| s.name.as_str())
         .collect();
     for (step, transition) in view.edges() {

@@ -7,6 +7,7 @@ mod container;
 pub(crate) mod drive;
 pub mod ending;
 mod filter;
+pub(crate) mod gathering;
 pub(crate) mod identity;
 mod language;
 pub(crate) mod layer;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ferroflow_compute::kubernetes::listing::{self, ActiveTask};
 use ferroflow_compute::kubernetes::{ApiFault, Cluster};
 use ferroflow_compute::remote::TaskFilter;
-use ferroflow_core::decorator::apply_with;
+use ferroflow_core::decorator::{apply_with, makes_gang};
 use ferroflow_core::id::RunId;
 use ferroflow_core::ir::Flow;
 use jiff::Timestamp;
@@ -32,7 +32,7 @@ impl Kubernetes {
         let namespaces = namespaces(context, &flow);
         let cluster = Cluster::connect().await.map_err(|fault| Failure::new(HEADLINE, fault.to_string()))?;
         let mut decorators = flow.steps.iter().flat_map(|step| &step.decorators);
-        let gangs = decorators.any(|decorator| decorator.name.ends_with("parallel"));
+        let gangs = decorators.any(|decorator| makes_gang(&decorator.name));
         Ok(Self { cluster, namespaces, gangs })
     }
 

@@ -13,14 +13,14 @@ use super::super::attempt::{Attempt, MOST_ROUNDS, Stage};
 use super::super::multinode;
 use super::super::view::JobView;
 use super::{Read, Supervisor, cancelled};
+use crate::remote::gathering::Gathering;
 
 /// How long after rank 0's end a rank that was stopped with it waits for the engine to stop it, too.
 const SAY: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub struct Gangs {
-    /// By rank 0: ranks of gangs that are not complete yet.
-    gathering: HashMap<AttemptId, Vec<AttemptId>>,
+    gathering: Gathering,
     /// Ranks that were stopped with rank 0, and since when that is known.
     held: HashMap<AttemptId, (Read, Instant)>,
 }
@@ -38,13 +38,7 @@ pub fn seen<'a>(jobs: &HashMap<&str, &'a JobView>, job: &str) -> Option<Cow<'a, 
 
 impl Supervisor {
     pub(super) fn gather_rank(&mut self, id: AttemptId, gang: GangPlace) {
-        let main = AttemptId { task: gang.control_task, attempt: id.attempt };
-        let ranks = self.gangs.gathering.entry(main).or_default();
-        ranks.push(id);
-        if (ranks.len() as u64) < gang.nodes {
-            return;
-        }
-        let ranks = self.gangs.gathering.remove(&main).unwrap_or_default();
+        let Some(ranks) = self.gangs.gathering.add(id, gang) else { return };
         if ranks.iter().all(|id| self.attempts.contains_key(id)) {
             self.send_together(&ranks);
         } else {

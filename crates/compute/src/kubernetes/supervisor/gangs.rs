@@ -1,7 +1,6 @@
 //! Gangs whose ranks are one JobSet: they are submitted as one, deleted as one, and when one rank ends
 //! badly the JobSet's controller stops the others. That end is told first, as the reason of the others.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +14,14 @@ use super::super::jobset::job_of_rank;
 use super::super::submit::Ticket;
 use super::super::submit_jobset::{GangOrder, GangSubmitted};
 use super::{Message, Supervisor, cancelled};
+use crate::remote::gathering::Gathering;
 
 /// A controller that has made no pod by then is worth a word.
 const NO_CONTROLLER: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub struct Gangs {
-    /// By rank 0: ranks of gangs that are not complete yet.
-    gathering: HashMap<AttemptId, Vec<AttemptId>>,
+    gathering: Gathering,
     /// Ends that are told after that of another rank.
     held: Vec<(AttemptId, LayerEvent)>,
 }
@@ -30,13 +29,7 @@ pub struct Gangs {
 impl Supervisor {
     /// The orders of a gang go out when all ranks are there.
     pub(super) fn gather_rank(&mut self, id: AttemptId, gang: GangPlace) {
-        let main = AttemptId { task: gang.control_task, attempt: id.attempt };
-        let ranks = self.gangs.gathering.entry(main).or_default();
-        ranks.push(id);
-        if (ranks.len() as u64) < gang.nodes {
-            return;
-        }
-        let ranks = self.gangs.gathering.remove(&main).unwrap_or_default();
+        let Some(ranks) = self.gangs.gathering.add(id, gang) else { return };
         let (submitter, sender) = (self.submitter.clone(), self.sender.clone());
         tokio::spawn(async move {
             let by_jobset = submitter.jobsets.are_used(&submitter.cluster).await;
